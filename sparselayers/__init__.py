@@ -1,0 +1,29 @@
+"""sparselayers: one prox core behind sparse codes, sparse attention and sparse weights."""
+
+from . import functional
+from .coding.layers import FISTA, ISTA
+from .mappings.shrinkage import SigShrink, SoftThreshold
+from .mappings.simplex import Entmax15, Sparsemax
+from .prox import (
+    L0,
+    L1,
+    Box,
+    ElasticNet,
+    Exclusive,
+    Grouped,
+    GroupL0,
+    GroupL2,
+    L1Ball,
+    LInf,
+    Nonnegative,
+    NonnegativeL1,
+    Penalty,
+    Ridge,
+    Simplex,
+    SparseGroup,
+)
+from .schedules import Constant, Homotopy
+from .sparsify.regularizer import Regularizer
+from .sparsify.report import SparsityReport, sparsity_report
+
+__version__ = "0.1.0"

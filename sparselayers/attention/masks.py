@@ -1,0 +1,73 @@
+"""Which keys a query may attend to: boolean, additive and causal masks read into one boolean mask and one bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def allowed_keys(
+    attn_mask: Tensor | None, is_causal: bool, n_queries: int, n_keys: int, device: torch.device
+) -> Tensor | None:
+    """True = may attend, broadcastable to (..., L, S); None where everything is allowed.
+
+    -inf and whatever lies below half of finfo.min in an additive mask count as masked. Causal is aligned upper left.
+    """
+    allowed = None
+    if attn_mask is not None:
+        check(attn_mask, n_queries, n_keys)
+        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
+        # NaN in an additive mask is not "masked": it must reach the scores.
+        allowed = allowed if attn_mask.dtype == torch.bool else allowed | attn_mask.isnan()
+    if is_causal:
+        causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril()
+        allowed = causal if allowed is None else allowed & causal
+    return allowed
+
+
+def check(attn_mask: Tensor, n_queries: int, n_keys: int) -> None:
+    """TypeError or ValueError unless the mask is boolean or floating and (..., L, S)."""
+    if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+        raise TypeError(
+            f"attn_mask must be boolean (True = may attend) or floating (added), got {attn_mask.dtype}; use .bool()"
+        )
+    fits = attn_mask.ndim >= 1 and attn_mask.shape[-1] in (1, n_keys)
+    if not fits or (attn_mask.ndim >= 2 and attn_mask.shape[-2] not in (1, n_queries)):
+        raise ValueError(
+            f"attn_mask must broadcast to (..., {n_queries}, {n_keys}) (queries, keys), got {tuple(attn_mask.shape)}"
+        )
+
+
+def drop_unused_keys(allowed: Tensor, key: Tensor) -> Tensor:
+    """`key` (or value) with 0 in the rows that no query may attend to: whatever stood there, NaN or inf, takes no part."""
+    used = allowed.any(-2) if allowed.ndim > 1 else allowed
+    return torch.where(used.unsqueeze(-1), key, 0)
+
+
+def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    """ValueError unless query (..., L, E), key (..., S, E), value (..., S, Ev) fit, TypeError unless they are floating."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {x.dtype}; use {name}.float()")
+        if x.ndim < 2:
+            raise ValueError(f"{name} must be (..., length, width), got {tuple(x.shape)}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(f"query, key and value must have one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query and key must have the same last axis, got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            f"key and value must have the same length (axis -2), got {tuple(key.shape)} and {tuple(value.shape)}"
+        )
+    if enable_gqa and (query.ndim < 3 or key.ndim < 3 or query.shape[-3] % key.shape[-3]):
+        raise ValueError(
+            f"enable_gqa needs heads on axis -3 and query heads a multiple of key heads, got {tuple(query.shape)} and "
+            f"{tuple(key.shape)}"
+        )
+
+
+def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Grouped-query attention: each key head serves n_heads / heads query heads."""
+    return x.repeat_interleave(n_heads // x.shape[-3], dim=-3)

@@ -1,0 +1,32 @@
+"""Stateless functions, in the manner of torch.nn.functional."""
+
+from .attention.dot_product import scaled_dot_product_attention
+from .attention.scale_free import scale_free_attention
+from .attention.simplex import SimplexResult, simplex_least_squares
+from .coding.ista import fista, ista
+from .coding.ridge import ridge
+from .mappings.simplex import entmax15, sparsemax
+from .ops.project import exclusive_threshold, project_l1_ball, project_simplex
+from .ops.shrink import group_soft_threshold, hard_threshold, sigshrink, soft_threshold, ssbs
+from .ops.spectral import analytic_weight
+
+__all__ = [
+    "SimplexResult",
+    "analytic_weight",
+    "entmax15",
+    "exclusive_threshold",
+    "fista",
+    "group_soft_threshold",
+    "hard_threshold",
+    "ista",
+    "project_l1_ball",
+    "project_simplex",
+    "ridge",
+    "scale_free_attention",
+    "scaled_dot_product_attention",
+    "sigshrink",
+    "simplex_least_squares",
+    "soft_threshold",
+    "sparsemax",
+    "ssbs",
+]

@@ -1,0 +1,1 @@
+"""Floor 2: maps from scores to sparse probabilities, and shrinkage modules."""

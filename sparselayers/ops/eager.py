@@ -1,0 +1,19 @@
+"""May Python look at tensor values here? The one file that knows torch's private switches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def may_branch(x: Tensor) -> bool:
+    """True where a loop may stop on the values of `x`: a real CPU tensor outside compile, export and torch.func.
+
+    On a GPU looking would synchronise; under a transform or a compiler it is impossible.
+    """
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )

@@ -1,0 +1,34 @@
+"""Working precision, and a Euclidean norm that neither overflows nor has a NaN in any derivative at 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def upcast(v: Tensor) -> Tensor:
+    """`v` in float32 if it has 16 bits, unchanged otherwise."""
+    return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+
+
+def strength(t: float | Tensor, like: Tensor) -> Tensor:
+    """`t` as a tensor in the dtype and on the device of `like`; a gradient flows through."""
+    if isinstance(t, Tensor):
+        return t.to(like.dtype)
+    return torch.full((), t, dtype=like.dtype, device=like.device)
+
+
+def norm(v: Tensor) -> Tensor:
+    r"""‖v‖_2 along the last axis, kept: (..., n) -> (..., 1), in float32 for 16-bit input.
+
+    The row is scaled by its largest entry (1e20 in float32 does not overflow) and the square root never sees 0, so
+    that value, gradient and second derivative are finite everywhere; at 0 the derivatives are 0.
+    """
+    v = upcast(v)
+    if v.shape[-1] == 0:
+        return v.sum(-1, keepdim=True)
+    largest = v.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where(largest == 0, 1, largest)
+    square = (v / scale).square().sum(-1, keepdim=True)
+    zero = square == 0
+    return torch.where(zero, 0, scale * torch.where(zero, 1, square).sqrt())

@@ -1,0 +1,129 @@
+"""Operators of the waterline family: projections on the simplex and the l1 ball, the exclusive threshold, l-infinity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .norm import strength, upcast
+from .shrink import rows_and_strength
+from .waterline import waterline
+
+
+def project_simplex(v: Tensor, radius: float | Tensor = 1.0, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+    r"""Project each row on the simplex {x >= 0, sum x = radius}; the result has exact zeros.
+
+    argmin_x 1/2 ‖x - v‖²  over the simplex  =  (v - tau)_+,  tau such that the row sums to `radius`.
+    Jacobian: diag(s) - s s^T / |S| with s the 0/1 indicator of the support S.
+
+    Args:
+        v: any shape with at least one axis. -inf entries get 0; NaN or +inf makes its whole row NaN.
+        radius: >= 0, a number or a tensor that broadcasts to v with size 1 at `dim`; may need grad.
+        dim: the axis that sums to `radius`.
+        mask: boolean, broadcasts to v; False takes no part (whatever stands there) and gets 0.
+
+    Returns: the shape and dtype of v. A row with nothing left (all masked or all -inf) is 0, with gradient 0.
+
+    Raises: TypeError for an integer v or a mask that is not boolean; ValueError for a negative number `radius` or shapes
+        that do not fit (for `dim` it is an IndexError too).
+
+    Source: Held, Wolfe and Crowder 1974; Michelot 1986.
+
+    When not to use: for probabilities that must stay positive (a cross-entropy of exact zeros is infinite).
+
+    >>> import torch, sparselayers.functional as F
+    >>> F.project_simplex(torch.tensor([0.5, 1.2, 0.1]))
+    tensor([0.1500, 0.8500, 0.0000])
+    """
+    rows, radius = rows_and_strength(v, radius, dim, "radius")
+    checks.boolean_mask(mask, v, "v")
+    if v.shape[dim] == 0:
+        return v.clone()
+    if mask is not None:
+        rows = torch.where(mask.expand(v.shape).movedim(dim, -1), rows, -torch.inf)
+    rows = upcast(rows)
+    return waterline(rows, 1.0, strength(radius, rows)).above.to(v.dtype).movedim(-1, dim)
+
+
+def project_l1_ball(v: Tensor, radius: float | Tensor = 1.0, dim: int = -1) -> Tensor:
+    r"""Project each row on the l1 ball {‖x‖_1 <= radius}: the identity inside, a soft threshold outside.
+
+    argmin_x 1/2 ‖x - v‖²  over the ball  =  sign(v) (abs(v) - tau)_+,  tau >= 0 such that the l1 norm is `radius`.
+
+    Args:
+        v: any shape with at least one axis; NaN or inf makes its whole row NaN.
+        radius: >= 0, a number or a tensor that broadcasts to v with size 1 at `dim`; may need grad.
+        dim: the axis of the rows.
+
+    Returns: the shape and dtype of v.
+
+    Raises: TypeError for an integer v; ValueError for a negative number `radius` or shapes that do not fit.
+
+    Source: Duchi, Shalev-Shwartz, Singer and Chandra, ICML 2008.
+
+    When not to use: with a known threshold, for which `soft_threshold` is cheaper.
+
+    >>> import torch, sparselayers.functional as F
+    >>> F.project_l1_ball(torch.tensor([2.0, -1.0, 0.5]), 2.0)
+    tensor([ 1.5000, -0.5000,  0.0000])
+    """
+    rows, radius = rows_and_strength(v, radius, dim, "radius")
+    return clip_l1(rows, radius).movedim(-1, dim)
+
+
+def exclusive_threshold(v: Tensor, t: float | Tensor, dim: int = -1) -> Tensor:
+    r"""Make the entries of each row compete: the exact prox of the exclusive (squared l1) penalty.
+
+    argmin_x  1/2 ‖x - v‖² + t 1/2 ‖x‖_1²  =  sign(v) (abs(v) - tau)_+,   tau = t ‖x‖_1 = t sum_S abs(v) / (1 + t |S|)
+
+    Args:
+        v: any shape with at least one axis.
+        t: >= 0, a number or a tensor that broadcasts to v with size 1 at `dim`; may need grad.
+        dim: the axis along which entries compete.
+
+    Returns: the shape and dtype of v. Small entries become exactly zero, a nonzero row never as a whole.
+
+    Raises: TypeError for an integer v; ValueError for a negative number t or shapes that do not fit.
+
+    Source: Zhou, Jin and Hoi, AISTATS 2010; Kowalski 2009. (The step of the CGES paper uses the old norm in place of
+        the new one and over-shrinks; this is the exact one.)
+
+    When not to use: to remove whole groups, which the group norms do.
+
+    >>> import torch, sparselayers.functional as F
+    >>> F.exclusive_threshold(torch.tensor([1.0, 0.8, -0.3]), 0.3)
+    tensor([0.6625, 0.4625, 0.0000])
+    """
+    rows, t = rows_and_strength(v, t, dim)
+    return compete(rows, t).movedim(-1, dim)
+
+
+def signed(size: Tensor, v: Tensor) -> Tensor:
+    """`size` with the signs of v; adding to 0 keeps what vanished from reading -0."""
+    return torch.addcmul(size.new_zeros(()), v.detach().sign().to(size.dtype), size)
+
+
+def compete(v: Tensor, t: float | Tensor, metric: Tensor | None = None) -> Tensor:
+    """argmin_x 1/2 sum d (x - v)² + t 1/2 ‖x‖_1² along the last axis, for arguments already checked."""
+    if v.shape[-1] == 0:
+        return v.clone()
+    size = upcast(v).abs()
+    t = strength(t, size)
+    if metric is None:
+        above = waterline(size, a=t, c=1.0).above
+    else:
+        above = waterline(metric * size, a=t / metric, c=1.0).above / metric
+    return torch.where(t == 0, v, signed(above, v).to(v.dtype))
+
+
+def clip_l1(v: Tensor, radius: float | Tensor, weight: Tensor | None = None) -> Tensor:
+    """sign(v) (abs(v) - tau)_+ with tau >= 0 the least level at which sum w (abs(v) - tau)_+ <= radius, last axis."""
+    if v.shape[-1] == 0:
+        return v.clone()
+    size = upcast(v).abs()
+    weighted = size.detach() if weight is None else weight.detach() * size.detach()
+    radius = strength(radius, size)
+    inside = weighted.sum(-1, keepdim=True) <= radius.detach()
+    above = waterline(size, 1.0 if weight is None else weight, radius).above
+    return torch.where(inside, v, signed(above, v).to(v.dtype))

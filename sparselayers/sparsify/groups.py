@@ -1,0 +1,175 @@
+"""How a model's weights are cut into groups: which parameters, and each as a view (n_groups, ...), by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Cut = Callable[[Tensor], Tensor]
+Groups = str | Callable[[str, nn.Parameter], Tensor | None]
+Include = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+
+NAMES = ("output", "input", "neuron", "filter", "kernel", "element", "bias", "tensor")
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+class Part(NamedTuple):
+    """A parameter by name, and the cut that views it as (n_groups, ...)."""
+
+    name: str
+    cut: Cut
+
+
+Block = tuple[Part, ...]  # parts whose rows belong together: one part, or a neuron's weight, bias and normalisation
+
+
+def cut_model(model: nn.Module, groups: Groups, include: Include) -> list[Block]:
+    """The blocks of a model, each parameter taken once; ValueError where nothing is caught or a cut does not fit."""
+    if isinstance(groups, str) and groups not in NAMES:
+        raise ValueError(
+            f"groups must be one of {', '.join(NAMES)} or a callable (name, parameter) -> view, got {groups!r}"
+        )
+    if not isinstance(groups, str) and not callable(groups):
+        raise TypeError(f"groups must be a name or a callable (name, parameter) -> view, got {groups!r}")
+    owners = _owners(model)
+    blocks = list(_cut(model, owners, groups, include))
+    if not blocks:
+        known = ", ".join(sorted(owners)) or "none"
+        raise ValueError(
+            f"groups={groups!r} with include={include!r} caught no parameter; the model's parameters are: {known}"
+        )
+    return blocks
+
+
+def _cut(model: nn.Module, owners: dict[str, nn.Module], groups: Groups, include: Include) -> Iterator[Block]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    taken: set[int] = set()
+    for name in _chosen(parameters, owners, groups, include):
+        parameter = parameters[name]
+        if id(parameter) in taken:
+            continue
+        if callable(groups):
+            block = _by_callable(groups, name, parameter)
+        elif groups == "neuron":
+            block = _neuron(model, owners, parameters, name)
+        else:
+            block = (Part(name, _named_cut(groups, name, parameter, owners[name])),)
+        block = tuple(part for part in block if id(parameters[part.name]) not in taken)
+        taken.update(id(parameters[part.name]) for part in block)
+        if block:
+            yield block
+
+
+def _chosen(
+    parameters: dict[str, nn.Parameter], owners: dict[str, nn.Module], groups: Groups, include: Include
+) -> Iterator[str]:
+    """Names that `include` asks for; by default the weights of Linear and Conv (their biases for groups="bias")."""
+    if include is not None:
+        patterns = (include,) if isinstance(include, str) else include
+        for name, parameter in parameters.items():
+            wanted = patterns(name, parameter) if callable(patterns) else any(fnmatchcase(name, p) for p in patterns)
+            if wanted:
+                yield name
+        return
+    leaf = "bias" if groups == "bias" else "weight"
+    # A weight that an embedding or a norm owns too (a tied head) is left out unless `include` names it.
+    elsewhere = {id(p) for n, p in parameters.items() if not isinstance(owners[n], (nn.Linear, _ConvNd))}
+    for name, parameter in parameters.items():
+        owner = owners[name]
+        kind = _ConvNd if groups in ("filter", "kernel") else (nn.Linear, _ConvNd)
+        if isinstance(owner, kind) and name.rpartition(".")[2] == leaf and id(parameter) not in elsewhere:
+            yield name
+
+
+def _owners(model: nn.Module) -> dict[str, nn.Module]:
+    """Parameter name -> the module that holds it."""
+    return {
+        f"{path}.{leaf}" if path else leaf: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        for leaf, _ in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+
+
+def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str, parameter: nn.Parameter) -> Block:
+    view = groups(name, parameter)
+    if view is None:
+        return ()
+    if view.ndim != 2:
+        raise ValueError(
+            f"groups(name, parameter) must give a view (n_groups, group_size), got shape {tuple(view.shape)} for {name!r} "
+            f"of shape {tuple(parameter.shape)}"
+        )
+    if view.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
+        raise ValueError(
+            f"groups(name, parameter) gave a copy for {name!r} of shape {tuple(parameter.shape)}, and a step on a copy "
+            "changes nothing; use view, transpose or unflatten instead of reshape"
+        )
+    return (Part(name, lambda p: groups(name, p)),)
+
+
+def _named_cut(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Cut:
+    if groups == "tensor":
+        return lambda p: p.unsqueeze(0)
+    if groups == "element" or (groups == "bias" and parameter.ndim == 1):
+        return lambda p: p.unsqueeze(-1).flatten(0, -2) if p.ndim > 1 else p.unsqueeze(-1)
+    if groups == "bias":
+        raise ValueError(f'groups="bias" takes vectors, got {name!r} of shape {tuple(parameter.shape)}; use "output"')
+    if groups in ("filter", "kernel") and parameter.ndim < 3:
+        raise ValueError(
+            f'groups="{groups}" takes convolution weights, got {name!r} of shape {tuple(parameter.shape)}; use "output"'
+        )
+    if groups == "kernel":
+        return lambda p: p.flatten(0, 1)
+    return _along(0 if groups == "output" or groups == "filter" else 1, name, parameter, owner)
+
+
+def _along(side: int, name: str, parameter: nn.Parameter, owner: nn.Module) -> Cut:
+    """Groups along the outputs (side 0) or the inputs (side 1) of a weight; transposed convolutions store inputs first."""
+    if parameter.ndim == 1:
+        if side:
+            raise ValueError(
+                f'groups="input" takes matrices and kernels, got {name!r} of shape {tuple(parameter.shape)}; use "bias"'
+            )
+        return lambda p: p.unsqueeze(-1)
+    transposed = isinstance(owner, _ConvTransposeNd)
+    if side != transposed and isinstance(owner, _ConvNd) and owner.groups > 1:
+        raise ValueError(
+            f"{name!r} of shape {tuple(parameter.shape)} has groups={owner.groups}: one slice of axis 1 serves several "
+            'channels; leave it out by include, or use groups="kernel"'
+        )
+    return (lambda p: p.transpose(0, 1)) if side != transposed else (lambda p: p)
+
+
+def _neuron(
+    model: nn.Module, owners: dict[str, nn.Module], parameters: dict[str, nn.Parameter], name: str
+) -> Block:
+    """A row of the weight with its bias and the entries of the normalisation that follows it in an nn.Sequential."""
+    if parameters[name].ndim < 2:
+        raise ValueError(f'groups="neuron" takes weights, got {name!r} of shape {tuple(parameters[name].shape)}')
+    cut = _along(0, name, parameters[name], owners[name])
+    path = name.rpartition(".")[0]
+    others = [f"{path}.bias" if path else "bias"]
+    following = _following_norm(model, path)
+    if following is not None:
+        others += [f"{following}.weight", f"{following}.bias"]
+    n_neurons = cut(parameters[name]).shape[0]
+    fitting = [n for n in others if n in parameters and parameters[n].shape == (n_neurons,)]
+    return (Part(name, cut), *(Part(n, lambda p: p.unsqueeze(-1)) for n in fitting))
+
+
+def _following_norm(model: nn.Module, path: str) -> str | None:
+    """The path of a normalisation layer that comes right after `path` in its nn.Sequential."""
+    parent, _, leaf = path.rpartition(".")
+    holder = model.get_submodule(parent)
+    if not isinstance(holder, nn.Sequential) or not leaf:
+        return None
+    children = list(holder.named_children())
+    place = [child for child, _ in children].index(leaf)
+    if place + 1 < len(children) and isinstance(children[place + 1][1], NORMS):
+        return f"{parent}.{children[place + 1][0]}" if parent else children[place + 1][0]
+    return None

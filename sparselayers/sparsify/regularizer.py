@@ -1,0 +1,147 @@
+"""A penalty on a model's weights: as a term of the loss, as a prox step in place, or after every optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ..ops import checks
+from ..prox import Penalty
+from .groups import Block, Groups, Include, cut_model
+from .multitensor import Weighted, prox_
+
+
+class Regularizer:
+    r"""lam times a penalty, summed over groups of a model's weights.
+
+    value() = lam sum_groups R(w_g);    step(lr): w_g <- argmin_w 1/2 ‖w - w_g‖² + lr lam R(w), with exact zeros.
+
+    Args:
+        model: any nn.Module; the regularizer keeps parameter names, not parameters.
+        penalty: any penalty; it sees each group as a row.
+        lam: strength >= 0; may be reassigned between steps (`regularizer.lam = ...`).
+        groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
+            channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
+            nn.Sequential; "filter": as "output", convolutions only; "kernel": each 2-D kernel; "element"; "bias":
+            each bias entry; "tensor": the whole parameter; or a callable (name, parameter) -> view
+            (n_groups, group_size), or None to leave the parameter out.
+        include: name pattern(s) such as "encoder.*.weight", or a predicate (name, parameter) -> bool. By default every
+            weight of Linear and convolution layers that no other kind of module shares; biases only by "neuron", "bias"
+            or `include`. A tied parameter is taken once.
+
+    Raises: TypeError or ValueError where the cut does not fit, naming the parameter, its shape and the remedy.
+
+    Source: Yuan and Lin 2006; Scardapane et al. 2017 (groups of a network); Alvarez and Salzmann 2016 (prox steps).
+
+    When not to use: two of them on one parameter: a sum's prox is not the composition of proxes (an error in `attach`).
+
+    >>> import torch, sparselayers as sl
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+    >>> regularizer = sl.Regularizer(layer, sl.GroupL2(), lam=10.0)
+    >>> regularizer.step(lr=0.1)
+    >>> layer.weight.data
+    tensor([[2.4000, 3.2000],
+            [0.0000, 0.0000]])
+    """
+
+    def __init__(
+        self, model: nn.Module, penalty: Penalty, lam: float, groups: Groups = "output", include: Include = None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        if not isinstance(penalty, Penalty):
+            raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {penalty!r}")
+        checks.number(lam, "lam", low=0.0)
+        self.model, self.penalty, self.lam, self.groups = model, penalty, lam, groups
+        self.blocks = cut_model(model, groups, include)
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters caught."""
+        return [part.name for block in self.blocks for part in block]
+
+    def value(self) -> Tensor:
+        """lam times the penalty of all groups, a 0-d tensor to add to the loss; differentiable in the weights."""
+        parameters = self._parameters()
+        rows = (torch.cat([part.cut(parameters[part.name]).flatten(1) for part in block], 1) for block in self.blocks)
+        return self.lam * torch.stack([self.penalty.value(matrix).sum() for matrix in rows]).sum()
+
+    def step(self, lr: float | Tensor) -> None:
+        """One prox step in place on everything caught: w <- prox(w, t = lr lam)."""
+        checks.number(lr, "lr", low=0.0)
+        self._apply(lambda parameter: lr)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Take a prox step after every `optimizer.step()`, with each parameter's current lr; remove by handle.remove().
+
+        The prox is Euclidean, t = lr lam, also with Adam. Parameters without a gradient, and steps that a GradScaler
+        skips, change nothing. Hooks do not survive copy.deepcopy or pickling of the optimizer (a torch rule): attach
+        again. Attach to the torch optimizer itself, not to a wrapper of it.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; attach to the inner")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = self._parameters()
+        caught = {name: id(parameters[name]) for name in self.names}
+        if not held & set(caught.values()):
+            raise ValueError(
+                "the optimizer holds none of the parameters caught; build it from this model's parameters, or attach after "
+                "the model was moved or sharded"
+            )
+        for hook in optimizer._optimizer_step_post_hooks.values():
+            twice = sorted(set(self.names) & set(hook.regularizer.names)) if isinstance(hook, _ProxHook) else []
+            if twice and hook.regularizer.model is self.model:
+                raise ValueError(
+                    f"{', '.join(twice)}: caught by two regularizers, and a sum's prox is not the composition of proxes; "
+                    "remove one, separate them by include, or use a penalty that has both terms (SparseGroup)"
+                )
+        return optimizer.register_step_post_hook(_ProxHook(self))
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters(remove_duplicate=False))
+
+    def _apply(
+        self, lr_of: Callable[[nn.Parameter], float | Tensor | None], skipped: Tensor | None = None
+    ) -> None:
+        """The prox of every block; `lr_of` gives None for a parameter that stays as it is."""
+        parameters = self._parameters()
+        weighted = [_weigh(block, parameters, lr_of, self.lam) for block in self.blocks]
+        prox_(self.penalty, [block for block in weighted if block is not None], skipped)
+
+    def __repr__(self) -> str:
+        return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {len(self.names)} parameters)"
+
+
+class _ProxHook:
+    """What `attach` registers; it knows its regularizer, so that a second one on the same weights is seen."""
+
+    def __init__(self, regularizer: Regularizer) -> None:
+        self.regularizer = regularizer
+
+    def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        # A fused optimizer runs its hooks even on a step that GradScaler skipped, and says so here.
+        found_inf = getattr(optimizer, "found_inf", None)
+        self.regularizer._apply(lambda p: lr.get(id(p)), None if found_inf is None else found_inf > 0)
+
+
+def _weigh(
+    block: Block,
+    parameters: dict[str, nn.Parameter],
+    lr_of: Callable[[nn.Parameter], float | Tensor | None],
+    lam: float,
+) -> Weighted | None:
+    """The views of a block with t = lr lam; parts with different lr are one prox with t = lam in the metric 1 / lr."""
+    rates = [(part, lr_of(parameters[part.name])) for part in block]
+    live = [(part.cut(parameters[part.name].detach()), lr) for part, lr in rates if lr is not None]
+    if not live:
+        return None
+    views, lrs = zip(*live, strict=True)
+    if all(lr is lrs[0] or (not isinstance(lr, Tensor) and lr == lrs[0]) for lr in lrs):
+        return Weighted(views, lrs[0] * lam)
+    return Weighted(views, lam, tuple(1 / lr for lr in lrs))
