@@ -15,10 +15,10 @@ check: .venv/ready
 	$(BIN)/mypy
 
 # torch first and alone: with it in place no other package asks for another build of it.
-.venv/ready: pyproject.toml constraints.txt requirements-dev.txt
+.venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	touch $@
 
 clean:
