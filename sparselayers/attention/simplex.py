@@ -119,7 +119,7 @@ def _solve(
     if mask is not None:  # what no query may use takes no part, be it NaN
         atoms = torch.where(usable.reshape(-1, *usable.shape[-2:]).any(0).any(-2).unsqueeze(-1), atoms, 0) \
             if atoms.ndim == 2 else torch.where(usable.any(-2).unsqueeze(-1), atoms, 0)
-    centre = atoms.detach().mean(-2, keepdim=True)  # a shift changes nothing but the conditioning
+    centre = atoms.mean(-2, keepdim=True)  # a shift changes nothing but the conditioning
     problem = _Problem(x - centre, atoms - centre, usable, locality, ridge)
     fixed = problem.detach()
     run = problem if backward == "unroll" else fixed

@@ -227,7 +227,8 @@ class LInf(Penalty):
         return v.abs().amax(-1) if v.shape[-1] else v.sum(-1)
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
-        return v - clip_l1(upcast(v), t, metric)
+        cut = v - clip_l1(upcast(v), t, metric)
+        return torch.where(strength(t, cut) == 0, v, cut)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         return nudged_up(c.abs().sum(-1))

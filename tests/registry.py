@@ -1,0 +1,144 @@
+"""Every operator with its domain. A new penalty is tested by one line in PENALTIES, a new function by one in OPERATORS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import sparselayers as sl
+import sparselayers.functional as F
+
+PENALTIES: list[sl.Penalty] = [
+    sl.L1(),
+    sl.NonnegativeL1(),
+    sl.ElasticNet(ratio=0.3),
+    sl.ElasticNet(ratio=0.0),
+    sl.Ridge(),
+    sl.L0(),
+    sl.Box(-0.7, 0.9),
+    sl.Nonnegative(),
+    sl.Simplex(),
+    sl.Simplex(radius=2.5),
+    sl.L1Ball(),
+    sl.L1Ball(radius=2.5),
+    sl.LInf(),
+    sl.GroupL2(),
+    sl.GroupL2(sqrt_size=True),
+    sl.GroupL0(),
+    sl.SparseGroup(),
+    sl.SparseGroup(ratio=0.2, sqrt_size=True),
+    sl.SparseGroup(ratio=1.0),
+    sl.SparseGroup(ratio=0.0),
+    sl.Exclusive(),
+    sl.Grouped(sl.GroupL2(), size=2),
+    sl.Grouped(sl.Exclusive(), size=3),
+    sl.Grouped(sl.L1(), size=2),
+]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A differentiable function of tensors, and inputs at which it is smooth: away from kinks by far more than 1e-6."""
+
+    name: str
+    fn: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    batched: tuple[bool, ...]  # which inputs carry the leading batch axis that vmap takes apart
+    traced: Callable[..., Tensor] | None = None  # the same with fewer steps, where a traced loop would be very long
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _rand(*shape: int, low: float = 0.2, high: float = 1.0, seed: int = 0) -> Tensor:
+    return low + (high - low) * torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _prox(penalty: sl.Penalty) -> Operator:
+    return Operator(f"{penalty!r}.prox", penalty.prox, (_randn(3, 6, seed=3, scale=2.0), _rand(3, 1)), (True, True))
+
+
+def _prox_in_metric(penalty: sl.Penalty) -> Operator:
+    inputs = (_randn(3, 6, seed=3, scale=2.0), _rand(3, 1), _rand(3, 6, low=0.3, high=3.0, seed=7))
+    return Operator(f"{penalty!r}.prox(metric)", penalty.prox, inputs, (True, True, True))
+
+
+def _value(penalty: sl.Penalty) -> Operator:
+    return Operator(f"{penalty!r}.value", penalty.value, (_randn(3, 6, seed=3).abs(),), (True,))
+
+
+def _lam_max(penalty: sl.Penalty) -> Operator:
+    return Operator(f"{penalty!r}.lam_max", penalty.lam_max, (_randn(3, 6, seed=3),), (True,))
+
+
+def has_lam_max(penalty: sl.Penalty) -> bool:
+    try:
+        penalty.lam_max(torch.ones(1, 6))
+    except ValueError:
+        return False
+    return True
+
+
+_v = _randn(3, 7, seed=1, scale=2.0)
+_x, _D = _randn(3, 5, seed=2), _randn(5, 8, seed=4)
+_q, _k, _val = _randn(2, 4, 5, seed=5), _randn(2, 6, 5, seed=6), _randn(2, 6, 3, seed=7)
+_seen = torch.tensor([[True, True, False, True, True, True, True], [True] * 7, [False] * 7])
+_keys = _randn(2, 1, 4, 5, seed=6)
+_tril = torch.ones(4, 6, dtype=torch.bool).tril(1)
+
+
+def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tensor]:
+    return lambda x, D, lam: code(x, D, lam, depth=3, **options)
+
+
+def _attend(mapping: str) -> Callable[..., Tensor]:
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=_tril, mapping=mapping)
+
+
+def _nearest(backward: str, iterations: int) -> Callable[..., Tensor]:
+    return lambda x, atoms: F.simplex_least_squares(
+        x, atoms, locality=0.1, tol=0.0, max_iter=iterations, backward=backward
+    ).weights
+
+
+_codes = (_x, _D, _rand(3, 1, low=0.1, high=0.3))
+OPERATORS: list[Operator] = [
+    *map(_prox, PENALTIES),
+    *(_prox_in_metric(p) for p in PENALTIES if p.has_metric),
+    *(_value(p) for p in PENALTIES if not p.indicator),
+    *(_lam_max(p) for p in PENALTIES if has_lam_max(p)),
+    Operator("soft_threshold", F.soft_threshold, (_v, _rand(3, 7)), (True, True)),
+    Operator("hard_threshold", F.hard_threshold, (_v, _rand(3, 1)), (True, True)),
+    Operator("group_soft_threshold", F.group_soft_threshold, (_v, _rand(3, 1)), (True, True)),
+    Operator("exclusive_threshold", F.exclusive_threshold, (_v, _rand(3, 1)), (True, True)),
+    Operator("sigshrink", F.sigshrink, (_v, _rand(3, 7), _rand(3, 1, low=2, high=4)), (True, True, True)),
+    Operator("ssbs", F.ssbs, (_v, _rand(3, 1), _rand(3, 1, low=2, high=4), _rand(3, 1)), (True,) * 4),
+    Operator("project_simplex", F.project_simplex, (_v, _rand(3, 1)), (True, True)),
+    Operator("project_simplex(mask)", lambda v: F.project_simplex(v, mask=_seen[0]), (_v,), (True,)),
+    Operator("project_l1_ball", F.project_l1_ball, (_v, _rand(3, 1)), (True, True)),
+    Operator("sparsemax", F.sparsemax, (_v,), (True,)),
+    Operator("sparsemax(dim=0)", lambda z: F.sparsemax(z, dim=0), (_randn(6, 3, seed=8),), (False,)),
+    Operator("entmax15", F.entmax15, (_v,), (True,)),
+    Operator("SigShrink", sl.SigShrink(0.5, 3.0), (_v,), (True,)),
+    Operator("SoftThreshold", sl.SoftThreshold(0.5), (_v,), (True,)),
+    Operator("ista", _coded(F.ista), _codes, (True, False, True)),
+    Operator("ista(Homotopy)", _coded(F.ista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator("ista(SparseGroup)", _coded(F.ista, penalty=sl.Grouped(sl.SparseGroup(), 4)), _codes, (True, False, True)),
+    Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
+    Operator("fista", _coded(F.fista), _codes, (True, False, True)),
+    Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator("ridge", F.ridge, _codes, (True, False, True)),
+    Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
+    Operator("attention(softmax)", _attend("softmax"), (_q, _k, _val), (True, True, True)),
+    Operator("attention(sparsemax)", _attend("sparsemax"), (_q, _k, _val), (True, True, True)),
+    Operator("attention(entmax15)", _attend("entmax15"), (_q, _k, _val), (True, True, True)),
+    Operator("simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 3)),
+    Operator("simplex_least_squares(unroll)", _nearest("unroll", 3), (2 * _q, _keys), (True, True)),
+]
