@@ -27,3 +27,34 @@ from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "FISTA",
+    "ISTA",
+    "L0",
+    "L1",
+    "Box",
+    "Constant",
+    "ElasticNet",
+    "Entmax15",
+    "Exclusive",
+    "GroupL0",
+    "GroupL2",
+    "Grouped",
+    "Homotopy",
+    "L1Ball",
+    "LInf",
+    "Nonnegative",
+    "NonnegativeL1",
+    "Penalty",
+    "Regularizer",
+    "Ridge",
+    "SigShrink",
+    "Simplex",
+    "SoftThreshold",
+    "SparseGroup",
+    "Sparsemax",
+    "SparsityReport",
+    "functional",
+    "sparsity_report",
+]

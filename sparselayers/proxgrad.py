@@ -51,7 +51,9 @@ def proximal_gradient(
 
     Source: Beck and Teboulle 2009 (FISTA); O'Donoghue and Candes 2015, section 3.2 (gradient restart), per sample.
     """
-    y, previous, t, kept = z, z, 1.0, []
+    y, previous = z, z
+    t: float | Tensor = 1.0
+    kept: list[Tensor] = []
     done = None if stop is None else stop(z)
     steps: Tensor | int = depth if done is None else torch.where(done, 0, depth)
     for k in range(1, depth + 1):
@@ -66,7 +68,7 @@ def proximal_gradient(
             y, t = z + ((t - 1) / following) * (z - previous), following
         else:
             y = z
-        if done is not None:
+        if done is not None and stop is not None:
             z, y = torch.where(done, previous, z), torch.where(done, previous, y)
             if k % CHECK_EVERY == 0 and k < depth:
                 done = done | stop(z)

@@ -23,7 +23,9 @@ def soft(v: Row, t: Row | float) -> Row:
 
 
 def simplex(v: Row, d: Row, radius: float) -> Row:
-    level = bisect(lambda tau: np.maximum(v - tau / d, 0).sum() - radius, (d * v).min() - d.max() * radius, (d * v).max())
+    level = bisect(
+        lambda tau: np.maximum(v - tau / d, 0).sum() - radius, (d * v).min() - d.max() * radius, (d * v).max()
+    )
     return np.maximum(v - level / d, 0)
 
 

@@ -103,9 +103,9 @@ def _attend(mapping: str) -> Callable[..., Tensor]:
 
 
 def _nearest(backward: str, iterations: int) -> Callable[..., Tensor]:
-    return lambda x, atoms: F.simplex_least_squares(
-        x, atoms, locality=0.1, tol=0.0, max_iter=iterations, backward=backward
-    ).weights
+    return lambda x, atoms: (
+        F.simplex_least_squares(x, atoms, locality=0.1, tol=0.0, max_iter=iterations, backward=backward).weights
+    )
 
 
 _codes = (_x, _D, _rand(3, 1, low=0.1, high=0.3))
@@ -139,6 +139,8 @@ OPERATORS: list[Operator] = [
     Operator("attention(softmax)", _attend("softmax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(sparsemax)", _attend("sparsemax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(entmax15)", _attend("entmax15"), (_q, _k, _val), (True, True, True)),
-    Operator("simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 3)),
+    Operator(
+        "simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 3)
+    ),
     Operator("simplex_least_squares(unroll)", _nearest("unroll", 3), (2 * _q, _keys), (True, True)),
 ]

@@ -38,21 +38,27 @@ def test_equals_its_naive_twin(penalty: sl.Penalty, t: float) -> None:
 @pytest.mark.parametrize("t", STRENGTHS)
 def test_equals_its_naive_twin_in_a_metric(penalty: sl.Penalty, t: float) -> None:
     v, d = rows(40, 6), weights(40, 6)
-    expected = np.stack([oracles.prox(penalty, row, t, within) for row, within in zip(v.numpy(), d.numpy(), strict=True)])
+    expected = np.stack(
+        [oracles.prox(penalty, row, t, within) for row, within in zip(v.numpy(), d.numpy(), strict=True)]
+    )
     torch.testing.assert_close(penalty.prox(v, t, d), torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
 
 
 @with_metric
 def test_a_metric_of_many_scales(penalty: sl.Penalty) -> None:
     v, d = rows(30, 6), weights(30, 6) ** 4
-    expected = np.stack([oracles.prox(penalty, row, 0.3, within) for row, within in zip(v.numpy(), d.numpy(), strict=True)])
+    expected = np.stack(
+        [oracles.prox(penalty, row, 0.3, within) for row, within in zip(v.numpy(), d.numpy(), strict=True)]
+    )
     torch.testing.assert_close(penalty.prox(v, 0.3, d), torch.from_numpy(expected), rtol=1e-7, atol=1e-8)
 
 
 @with_metric
 def test_a_constant_metric_only_rescales_the_strength(penalty: sl.Penalty) -> None:
     v = rows(10, 6)
-    torch.testing.assert_close(penalty.prox(v, 0.8, torch.full_like(v, 2.0)), penalty.prox(v, 0.4), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        penalty.prox(v, 0.8, torch.full_like(v, 2.0)), penalty.prox(v, 0.4), rtol=1e-11, atol=1e-11
+    )
 
 
 @every
@@ -72,7 +78,9 @@ def test_no_point_of_a_global_search_is_better(penalty: sl.Penalty, n: int, t: f
 
 @every
 def test_value_equals_its_naive_twin(penalty: sl.Penalty) -> None:
-    v = torch.cat([rows(20, 6), rows(20, 6).abs(), penalty.prox(rows(20, 6), 0.5), torch.zeros(1, 6, dtype=torch.float64)])
+    v = torch.cat(
+        [rows(20, 6), rows(20, 6).abs(), penalty.prox(rows(20, 6), 0.5), torch.zeros(1, 6, dtype=torch.float64)]
+    )
     expected = torch.tensor([oracles.value(penalty, row) for row in v.numpy()], dtype=torch.float64)
     torch.testing.assert_close(penalty.value(v), expected)
 
@@ -213,7 +221,9 @@ def test_scales_at_the_ends_of_float32(penalty: sl.Penalty, scale: float) -> Non
     if not 1e-38 < t < 1e38 or type(penalty).__name__ in ("ElasticNet", "Ridge"):
         return
     expected = np.stack([oracles.prox(penalty, row, t) for row in v.double().numpy()])
-    torch.testing.assert_close(penalty.prox(v, t).double() / scale, torch.from_numpy(expected) / scale, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        penalty.prox(v, t).double() / scale, torch.from_numpy(expected) / scale, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_group_norms_do_not_overflow() -> None:
@@ -283,7 +293,9 @@ def test_strength_and_metric_carry_gradients_of_the_optimum() -> None:
         t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
         x = penalty.prox(v, t, d)
         least = (0.5 * (d * (x - v).square()).sum(-1) + t * penalty.value(x)).sum()
-        torch.testing.assert_close(torch.autograd.grad(least, t)[0], penalty.value(x).sum().detach(), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            torch.autograd.grad(least, t)[0], penalty.value(x).sum().detach(), rtol=1e-8, atol=1e-8
+        )
 
 
 class Unmetric(sl.Penalty):
@@ -300,7 +312,11 @@ WRONG = [
     (lambda: sl.L1().prox([1.0], 0.1), TypeError, "v must be a torch.Tensor, got list"),
     (lambda: sl.L1().prox(V, -0.1), ValueError, r"t must lie in \[0, inf\], got -0.1"),
     (lambda: sl.L1().prox(V, "a"), TypeError, "t must be a number, got str"),
-    (lambda: sl.L1().prox(V, torch.ones(3)), ValueError, r"t of shape \(3,\) does not broadcast to v of shape \(2, 4\)"),
+    (
+        lambda: sl.L1().prox(V, torch.ones(3)),
+        ValueError,
+        r"t of shape \(3,\) does not broadcast to v of shape \(2, 4\)",
+    ),
     (lambda: sl.GroupL2().prox(V, torch.ones(4)), ValueError, r"t must broadcast to \(\.\.\., 1\).*unsqueeze"),
     (lambda: sl.GroupL2().prox(torch.tensor(1.0), 0.1), ValueError, "unsqueeze a 0-d tensor"),
     (lambda: sl.L1().prox(V, 0.1, torch.ones(3)), ValueError, "metric of shape"),
@@ -316,7 +332,11 @@ WRONG = [
     (lambda: sl.Grouped(sl.GroupL2, 2), TypeError, "penalty must be a Penalty such as GroupL2"),
     (lambda: sl.Grouped(sl.GroupL2(), 0), ValueError, "size must be at least 1, got 0"),
     (lambda: sl.Grouped(sl.GroupL2(), 2.0), TypeError, "size must be an int, got float"),
-    (lambda: sl.Grouped(sl.GroupL2(), 3).prox(V, 0.1), ValueError, "size 3 does not divide the last axis.*divisor of 4"),
+    (
+        lambda: sl.Grouped(sl.GroupL2(), 3).prox(V, 0.1),
+        ValueError,
+        "size 3 does not divide the last axis.*divisor of 4",
+    ),
 ]
 
 

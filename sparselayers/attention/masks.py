@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops import checks
+
 
 def allowed_keys(
     attn_mask: Tensor | None, is_causal: bool, n_queries: int, n_keys: int, device: torch.device
@@ -54,9 +56,7 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(f"query, key and value must have one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"query and key must have the same last axis, got {tuple(query.shape)} and {tuple(key.shape)}"
-        )
+        raise ValueError(f"query and key must have the same last axis, got {tuple(query.shape)} and {tuple(key.shape)}")
     if key.shape[-2] != value.shape[-2]:
         raise ValueError(
             f"key and value must have the same length (axis -2), got {tuple(key.shape)} and {tuple(value.shape)}"
@@ -66,6 +66,8 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
             f"enable_gqa needs heads on axis -3 and query heads a multiple of key heads, got {tuple(query.shape)} and "
             f"{tuple(key.shape)}"
         )
+    heads = slice(-3) if enable_gqa else slice(-2)
+    checks.broadcast(query=query.shape[heads], key=key.shape[heads], value=value.shape[heads])
 
 
 def repeat_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.eager import may_branch
 from ..ops.norm import upcast
 from ..ops.project import project_simplex
 from ..ops.spectral import squared_norm
 from ..proxgrad import proximal_gradient
 
 Backward = Literal["implicit", "unroll"]
+
+CHORD_STEPS = 4  # two for two orders of derivative, two for what the constant inverse is short of
 
 
 class SimplexResult(NamedTuple):
@@ -84,8 +87,12 @@ def simplex_least_squares(
     n = atoms.shape[-2]
     checks.per_row(locality, x, "locality")
     checks.per_row(ridge, x, "ridge")
-    batch = torch.broadcast_shapes(x.shape[:-1], atoms.shape[:-2])
-    checks.boolean_mask(mask, x.new_empty(*batch, n) if mask is None else _shape_only(x, (*batch, n)), "the weights")
+    batch = checks.broadcast(x=x.shape[:-1], atoms=atoms.shape[:-2])
+    checks.boolean_mask(mask, x.new_empty(()).expand(*batch, n), "weights")
+    if n == 0:
+        return SimplexResult(
+            x.new_zeros(*batch, 0), x.new_zeros(batch), torch.zeros(batch, dtype=torch.long, device=x.device)
+        )
     shared = atoms.ndim == 2 or (x.ndim >= 2 and atoms.shape[-3] == 1)
     dtype = x.dtype
     x, atoms = upcast(x), upcast(atoms)
@@ -93,14 +100,15 @@ def simplex_least_squares(
         atoms = atoms if atoms.ndim == 2 else atoms.squeeze(-3)
         found = _solve(x.expand(*batch, x.shape[-1]), atoms, mask, locality, ridge, tol, max_iter, backward)
     else:
-        row = [q.unsqueeze(-2) if isinstance(q, Tensor) and q.ndim else q for q in (mask, locality, ridge)]
-        found = _solve(x.expand(*batch, x.shape[-1]).unsqueeze(-2), atoms, *row, tol, max_iter, backward)
+        queries = x.expand(*batch, x.shape[-1]).unsqueeze(-2)
+        rows = None if mask is None else mask.unsqueeze(-2)
+        found = _solve(queries, atoms, rows, _as_row(locality), _as_row(ridge), tol, max_iter, backward)
         found = SimplexResult(*(q.squeeze(-2) for q in found))
     return SimplexResult(found.weights.to(dtype), found.gap.squeeze(-1), found.iterations.squeeze(-1))
 
 
-def _shape_only(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return x.new_empty(()).expand(shape)
+def _as_row(q: float | Tensor) -> float | Tensor:
+    return q.unsqueeze(-2) if isinstance(q, Tensor) and q.ndim else q
 
 
 def _solve(
@@ -117,10 +125,14 @@ def _solve(
     usable = torch.ones((), dtype=torch.bool, device=x.device) if mask is None else mask
     usable = usable.expand(*x.shape[:-1], atoms.shape[-2])
     if mask is not None:  # what no query may use takes no part, be it NaN
-        atoms = torch.where(usable.reshape(-1, *usable.shape[-2:]).any(0).any(-2).unsqueeze(-1), atoms, 0) \
-            if atoms.ndim == 2 else torch.where(usable.any(-2).unsqueeze(-1), atoms, 0)
-    centre = atoms.mean(-2, keepdim=True)  # a shift changes nothing but the conditioning
-    problem = _Problem(x - centre, atoms - centre, usable, locality, ridge)
+        used = usable.any(-2) if atoms.ndim > 2 else usable.flatten(0, -2).any(0)
+        atoms = torch.where(used.unsqueeze(-1), atoms, 0)
+    # A shift changes nothing but the conditioning, a scale nothing but what the ridge is measured in.
+    centre = atoms.mean(-2, keepdim=True)
+    atoms, x = atoms - centre, x - centre
+    radius = atoms.detach().abs().amax((-2, -1), keepdim=True)
+    radius = torch.where(radius > 0, radius, 1)
+    problem = _Problem(x / radius, atoms / radius, usable, locality, ridge / radius / radius)
     fixed = problem.detach()
     run = problem if backward == "unroll" else fixed
     step = 1 / run.curvature()
@@ -135,15 +147,13 @@ def _solve(
         stop=lambda y: fixed.gap(y.detach()) <= tol,
     )
     weights = found.z if backward == "unroll" else problem.attach_derivative(found.z)
-    return SimplexResult(weights, fixed.gap(found.z.detach()), found.steps)
+    return SimplexResult(weights, fixed.gap(found.z.detach()), torch.as_tensor(found.steps))
 
 
 class _Problem:
     """One least squares problem a query: 1/2 ‖x - y K‖² + locality/2 sum y ‖x - k‖² + ridge/2 ‖y‖²."""
 
-    def __init__(
-        self, x: Tensor, atoms: Tensor, usable: Tensor, locality: float | Tensor, ridge: float | Tensor
-    ) -> None:
+    def __init__(self, x: Tensor, atoms: Tensor, usable: Tensor, locality: float | Tensor, ridge: Tensor) -> None:
         self.x, self.atoms, self.usable, self.locality, self.ridge = x, atoms, usable, locality, ridge
         products = x @ atoms.mT
         # ‖x - k‖² without its part in x alone, which is constant on the simplex
@@ -151,8 +161,8 @@ class _Problem:
         self.linear = locality * nearness - products
 
     def detach(self) -> _Problem:
-        plain = [q.detach() if isinstance(q, Tensor) else q for q in (self.locality, self.ridge)]
-        return _Problem(self.x.detach(), self.atoms.detach(), self.usable, *plain)
+        locality = self.locality.detach() if isinstance(self.locality, Tensor) else self.locality
+        return _Problem(self.x.detach(), self.atoms.detach(), self.usable, locality, self.ridge.detach())
 
     def gradient(self, y: Tensor) -> Tensor:
         return (y @ self.atoms) @ self.atoms.mT + self.linear + self.ridge * y
@@ -167,37 +177,59 @@ class _Problem:
         g = self.gradient(y)
         least = torch.where(self.usable, g, torch.inf).amin(-1, keepdim=True)
         excess = (torch.where(self.usable, g - least, 0) * y).sum(-1, keepdim=True)
-        distance = (self.x.unsqueeze(-2) - self.atoms.unsqueeze(-3)).square().sum(-1) if self.x.shape[-1] == 1 else (
-            self.x.square().sum(-1, keepdim=True) + self.atoms.square().sum(-1).unsqueeze(-2) - 2 * self.x @ self.atoms.mT
-        )
+        products, sizes = self.x @ self.atoms.mT, self.atoms.square().sum(-1).unsqueeze(-2)
+        distance = self.x.square().sum(-1, keepdim=True) + sizes - 2 * products
         scale = torch.where(self.usable, distance, 0).amax(-1, keepdim=True)
         return torch.where(scale > 0, excess / torch.where(scale > 0, scale, 1), 0)
 
     def attach_derivative(self, y: Tensor) -> Tensor:
         r"""The value of y with the derivative of the optimum on its support S.
 
-        On S the optimum solves  [G_SS + ridge I, 1; 1^T, 0] [y_S; mu] = [-linear_S; 1]. The solve is written in plain
-        torch operations on the gathered support, so that it can be differentiated in every mode and order; its value
-        is replaced by that of the solver.
+        On S, with C the projection on sum 0, the optimum solves  C (G_SS + ridge I) y_S = -C linear_S.  Chord steps from
+        the constant y, y <- y - N (residual - its constant value), write that in plain torch operations: each step makes
+        one more order of derivative exact. N is a constant inverse of C (G_SS + ridge I) C that vanishes where that is
+        singular (affinely dependent atoms have many derivatives; this is nearly the smallest); what it is short of the
+        inverse elsewhere, each step reduces by the same factor again.
         """
         n, d = self.atoms.shape[-2:]
-        room = n if isinstance(self.ridge, Tensor) or self.ridge > 0 else min(n, d + 1)
+        if may_branch(y):
+            room = max(1, int((y > 0).sum(-1).max())) if y.numel() else 1
+        else:
+            room = min(n, d + 1) if isinstance(self.locality, Tensor) or self.locality > 0 else n
         kept, where = y.topk(room, dim=-1)
         member = (kept > 0).to(y.dtype)
+        across = member.unsqueeze(-2)
         rows = self.atoms.unsqueeze(-3).expand(*y.shape[:-1], n, d)
         rows = rows.gather(-2, where.unsqueeze(-1).expand(*where.shape, d)) * member.unsqueeze(-1)
-        ridge = self.ridge if isinstance(self.ridge, Tensor) else y.new_full((1,), self.ridge)
-        gram = rows @ rows.mT
-        # Affinely dependent atoms have many derivatives; a trace of ridge picks nearly the smallest of them.
-        trace = torch.diagonal(gram.detach(), dim1=-2, dim2=-1).sum(-1, keepdim=True)
-        slight = torch.finfo(y.dtype).eps * torch.where(trace > 0, trace, 1)
-        gram = gram + torch.diag_embed((ridge + slight) * member + (1 - member))
-        top = torch.cat([gram, member.unsqueeze(-1)], -1)
-        bottom = torch.cat([member, torch.zeros_like(member[..., :1])], -1).unsqueeze(-2)
-        right = torch.cat([-self.linear.gather(-1, where) * member, torch.ones_like(member[..., :1])], -1)
-        # A query without atoms would be singular; it has no derivative.
-        alive = (member.sum(-1, keepdim=True) > 0).unsqueeze(-1)
-        system = torch.where(alive, torch.cat([top, bottom], -2), torch.eye(room + 1, dtype=y.dtype, device=y.device))
-        solved = torch.linalg.solve(system, right)[..., :room] * member
-        moved = solved - solved.detach()
-        return y + torch.zeros_like(y).scatter(-1, where, moved)
+        linear, ridge = self.linear.gather(-1, where), self.ridge
+
+        def residual(weights: Tensor) -> Tensor:
+            explained = (weights.unsqueeze(-2) @ rows) @ rows.mT
+            return _centred(explained.squeeze(-2) + linear + ridge * weights, member)
+
+        spread = _centred(rows.detach().mT, across)
+        gram = spread.mT @ spread + ridge.detach().unsqueeze(-1) * _centred(torch.diag_embed(member), across)
+        count = member.sum(-1, keepdim=True).clamp_min(1)
+        mean = torch.diagonal(gram, dim1=-2, dim2=-1).sum(-1, keepdim=True) / count
+        mean = torch.where(mean > 0, mean, 1).unsqueeze(-1)
+        # What C takes out is filled in, so that only true dependence among the atoms is near singular.
+        filled = torch.diag_embed(1 - member) + across * member.unsqueeze(-1) / count.unsqueeze(-1)
+        slight = torch.finfo(y.dtype).eps ** 0.5 * torch.eye(room, dtype=y.dtype, device=y.device)
+        factor = torch.linalg.cholesky_ex(gram + mean * (filled + slight))[0]
+
+        def inverse(v: Tensor) -> Tensor:
+            once = torch.cholesky_solve(v.unsqueeze(-1), factor)
+            return _centred(torch.cholesky_solve(gram @ once, factor).squeeze(-1), member)
+
+        start = kept.detach()
+        offset = residual(start).detach()
+        weights = start
+        for _ in range(CHORD_STEPS):
+            weights = weights - inverse(residual(weights) - offset)
+        return y.scatter_add(-1, where, weights - start)
+
+
+def _centred(v: Tensor, member: Tensor) -> Tensor:
+    """v (..., n) on the members (1, not 0) less its mean over them, and 0 elsewhere."""
+    count = member.sum(-1, keepdim=True).clamp_min(1)
+    return (v - (v * member).sum(-1, keepdim=True) / count) * member

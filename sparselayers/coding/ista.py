@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.norm import strength
 from ..prox import L1, Penalty
 from ..proxgrad import Iterates, Restart, proximal_gradient
 from ..schedules import Constant, Schedule
@@ -108,7 +110,7 @@ def unrolled(
     """Both algorithms and all the checks; `lam_max` is the penalty that the homotopy starts from, `penalty` if None."""
     dictionary.check(x, D)
     start_from = lam_max or (penalty if isinstance(penalty, Penalty) else L1())
-    check_hyperparameters(lam, depth, penalty, schedule, step, restart, start_from)
+    check_hyperparameters(lam, depth, penalty, schedule, step, restart, start_from, D.shape[1])
     check_strength(lam, D.shape[1], start_from)
     shrink = penalty.prox if isinstance(penalty, Penalty) else penalty
     step = dictionary.safe_step(D) if step is None else step
@@ -126,13 +128,18 @@ def unrolled(
 
 
 def ratio_to_lam_max(c: Tensor, lam: float | Tensor, penalty: Penalty, step: float | Tensor) -> Tensor:
-    """lam_max / lam per sample, at least 1, (..., 1); with one lam an atom, the largest of the atoms' ratios."""
-    if per_atom(lam):
-        return (penalty.lam_max(c.unsqueeze(-1), step) / lam).amax(-1, keepdim=True).clamp_min(1)
-    return (penalty.lam_max(c, step).unsqueeze(-1) / lam).clamp_min(1)
+    """lam_max / lam per sample, at least 1, (..., 1); with one lam an atom, the largest of the atoms' ratios.
+
+    Where a tensor lam holds 0 there is nothing to run down to: that atom or sample has no say, and keeps 0.
+    """
+    each = per_atom(lam)
+    largest = penalty.lam_max(c.unsqueeze(-1), step) if each else penalty.lam_max(c, step).unsqueeze(-1)
+    lam = strength(lam, largest)
+    ratio = torch.where(lam > 0, largest / torch.where(lam > 0, lam, 1), 1)
+    return (ratio.amax(-1, keepdim=True) if each else ratio).clamp_min(1)
 
 
-def per_atom(lam: float | Tensor) -> bool:
+def per_atom(lam: float | Tensor) -> TypeGuard[Tensor]:
     return isinstance(lam, Tensor) and lam.ndim > 0 and lam.shape[-1] != 1
 
 
@@ -157,6 +164,7 @@ def check_hyperparameters(
     step: float | Tensor | None,
     restart: Restart,
     start_from: Penalty,
+    n_atoms: int,
 ) -> None:
     """What can be known before any data: types, ranges, and that a homotopy has somewhere to start."""
     checks.count(depth, "depth")
@@ -165,11 +173,11 @@ def check_hyperparameters(
         checks.number(step, "step", low=0.0, open_low=True)
     if not callable(penalty) and not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a Penalty such as L1() or a callable (v, t) -> v, got {penalty!r}")
-    if not hasattr(schedule, "strength"):
-        raise TypeError(f"schedule must be Constant() or Homotopy(), got {schedule!r}")
+    if isinstance(schedule, type) or not hasattr(schedule, "strength"):
+        raise TypeError(f"schedule must be an object such as Constant() or Homotopy(), got {schedule!r}")
     if restart not in ("sample", None):
         raise ValueError(f'restart must be "sample" or None, got {restart!r}')
     if schedule.from_lam_max:
         if not isinstance(lam, Tensor) and lam == 0:
             raise ValueError("Homotopy() runs down to lam and needs lam > 0, got 0; use schedule=Constant()")
-        start_from.lam_max(torch.ones(1))
+        start_from.lam_max(torch.ones(n_atoms))

@@ -49,7 +49,7 @@ class _Unrolled(nn.Module):
             raise TypeError(f"shrink must be a callable (v, t) -> v such as SigShrink(lam, tau), got {shrink!r}")
         if isinstance(learn, str) or not set(learn) <= set(LEARNABLE):
             raise ValueError(f"learn must be a sequence of names out of {LEARNABLE}, got {learn!r}")
-        check_hyperparameters(lam, depth, shrink or penalty, schedule, step, restart, penalty)
+        check_hyperparameters(lam, depth, shrink or penalty, schedule, step, restart, penalty, n_atoms)
         check_strength(lam, n_atoms, penalty)
         self.n_features, self.n_atoms, self.depth = n_features, n_atoms, depth
         self.penalty, self.shrink, self.schedule = penalty, shrink, schedule
@@ -243,5 +243,3 @@ class FISTA(_Unrolled):
             device=device,
             dtype=dtype,
         )
-
-

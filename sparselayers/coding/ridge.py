@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.norm import strength, upcast
 from ..prox import Ridge
 from . import dictionary
 from .ista import check_strength, per_atom
@@ -37,10 +38,11 @@ def ridge(x: Tensor, D: Tensor, lam: float | Tensor) -> Tensor:
     checks.number(lam, "lam", low=0.0, open_low=True)
     check_strength(lam, D.shape[1], Ridge())
     n_features, n_atoms = D.shape
-    lam = torch.as_tensor(lam, dtype=D.dtype, device=D.device)
+    dtype, x, D = D.dtype, upcast(x), upcast(D)
+    lam = strength(lam, D)
     if per_atom(lam) or n_atoms <= n_features:
-        return _solve(D.mT @ D, lam.expand(*lam.shape[:-1], n_atoms), x @ D)
-    return _solve(D @ D.mT, lam.expand(*lam.shape[:-1], n_features), x) @ D
+        return _solve(D.mT @ D, lam.expand(*lam.shape[:-1], n_atoms), x @ D).to(dtype)
+    return (_solve(D @ D.mT, lam.expand(*lam.shape[:-1], n_features), x) @ D).to(dtype)
 
 
 def _solve(gram: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:

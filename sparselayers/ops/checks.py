@@ -44,7 +44,9 @@ def boolean_mask(mask: Tensor | None, x: Tensor, name: str) -> None:
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to {name} of shape {tuple(x.shape)}")
 
 
-def number(value: float, name: str, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> None:
+def number(
+    value: float | Tensor, name: str, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+) -> None:
     """ValueError unless the Python number lies in [low, high] ((low, high] with `open_low`); tensors are not looked at."""
     if isinstance(value, Tensor):
         return
@@ -84,3 +86,12 @@ def per_entry(t: float | Tensor, v: Tensor, name: str) -> None:
             f"{name} of shape {tuple(t.shape)} does not broadcast to v of shape {tuple(v.shape)}; "
             f"give a number, one a row (..., 1) or one an entry"
         )
+
+
+def broadcast(**shapes: torch.Size) -> torch.Size:
+    """The common shape of the named leading axes; ValueError where they do not broadcast."""
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"leading axes must broadcast against each other, got {listed}") from None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .eager import may_branch
-from .waterline import newton_passes
+from .waterline import indicator, newton_passes
 
 
 def entmax15_rows(z: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def entmax15_rows(z: Tensor) -> Tensor:
         if eager and not bool((step > 4 * torch.finfo(step.dtype).eps).any()):
             break
     above = torch.relu(s - tau)
-    k = above.detach().sign().sum(-1, keepdim=True)
+    k = indicator(above.detach()).sum(-1, keepdim=True)
     k = torch.where(k > 0, k, 1)
     area, square = above.sum(-1, keepdim=True), above.square().sum(-1, keepdim=True)
     spread = (1 - square + area.square() / k) / k

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eager import may_branch
+
 
 def upcast(v: Tensor) -> Tensor:
     """`v` in float32 if it has 16 bits, unchanged otherwise."""
@@ -27,8 +29,23 @@ def norm(v: Tensor) -> Tensor:
     v = upcast(v)
     if v.shape[-1] == 0:
         return v.sum(-1, keepdim=True)
+    if may_branch(v) and not (torch.is_grad_enabled() and v.requires_grad):
+        return _plain_where_safe(v)
+    return _scaled(v)
+
+
+def _scaled(v: Tensor) -> Tensor:
     largest = v.detach().abs().amax(-1, keepdim=True)
     scale = torch.where(largest == 0, 1, largest)
     square = (v / scale).square().sum(-1, keepdim=True)
     zero = square == 0
     return torch.where(zero, 0, scale * torch.where(zero, 1, square).sqrt())
+
+
+def _plain_where_safe(v: Tensor) -> Tensor:
+    """The same without a graph: one pass, and a second one over the rows whose squares come near the ends of the range."""
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    unsafe = ~((length > 1e-15) & (length < 1e15)).squeeze(-1)
+    if bool(unsafe.any()):
+        length[unsafe] = _scaled(v[unsafe])
+    return length

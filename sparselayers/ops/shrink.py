@@ -38,9 +38,11 @@ def soft_threshold(v: Tensor, t: float | Tensor) -> Tensor:
     """
     checks.floating(v, "v")
     checks.per_entry(t, v, "t")
-    size = v.detach().abs()
-    kept = ~(size <= t) | (t == 0)
-    return torch.where(kept, v - t * v.detach().sign(), 0).to(v.dtype)
+    if isinstance(t, Tensor):
+        return torch.where(t == 0, v, v - v.clamp(-t, t)).to(v.dtype)
+    if t == 0:
+        return v.clone()
+    return torch.nn.functional.softshrink(v, min(t, torch.finfo(v.dtype).max))
 
 
 def hard_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:

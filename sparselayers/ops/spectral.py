@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .norm import upcast
 
 EXACT_UP_TO = 512  # an eigenvalue problem of this size costs less than one pass of a layer that large
 POWER_STEPS = 100
@@ -20,22 +21,34 @@ def squared_norm(D: Tensor) -> Tensor:
     singular vector held fixed (right to first order, not to second).
 
     Args:
-        D: (n_features, n_atoms).
+        D: (..., n_features, n_atoms).
+
+    Returns: (...,), in at least 32 bits; NaN for a D that holds NaN or inf.
 
     >>> import torch
     >>> from sparselayers.ops.spectral import squared_norm
     >>> squared_norm(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
     tensor(9.)
     """
-    wide = D if D.shape[-2] <= D.shape[-1] else D.mT
+    wide = upcast(D if D.shape[-2] <= D.shape[-1] else D.mT)
+    largest = wide.detach().abs().amax((-2, -1))
+    finite = largest.isfinite()  # an eigenvalue solver raises on NaN and inf; here they come out as NaN
+    scale = torch.where(finite & (largest > 0), largest, 1)
+    wide = torch.where(finite[..., None, None], wide / scale[..., None, None], 0)
+    bound = _largest_eigenvalue(wide) * scale.square()
+    return torch.where(finite, bound, torch.nan)
+
+
+def _largest_eigenvalue(wide: Tensor) -> Tensor:
+    """Of wide wide^T."""
     if wide.shape[-2] <= EXACT_UP_TO:
         return torch.linalg.eigvalsh(wide @ wide.mT)[..., -1]
     fixed = wide.detach()
-    u = torch.arange(wide.shape[-2], device=D.device, dtype=D.dtype).square().cos()
+    u = torch.arange(wide.shape[-2], device=wide.device, dtype=wide.dtype).square().cos().unsqueeze(-1)
     for _ in range(POWER_STEPS):
-        u = torch.mv(fixed, torch.mv(fixed.mT, u))
-        u = u / torch.linalg.vector_norm(u).clamp_min(torch.finfo(u.dtype).tiny)
-    return POWER_MARGIN * torch.mv(wide.mT, u).square().sum()
+        u = fixed @ (fixed.mT @ u)
+        u = u / torch.linalg.vector_norm(u, dim=-2, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+    return POWER_MARGIN * (wide.mT @ u).square().sum((-2, -1))
 
 
 def coherence(D: Tensor, W: Tensor | None = None) -> Tensor:
@@ -79,5 +92,6 @@ def analytic_weight(D: Tensor) -> Tensor:
     checks.floating(D, "D")
     if D.ndim != 2:
         raise ValueError(f"D must be a matrix (n_features, n_atoms), got shape {tuple(D.shape)}")
-    dual = torch.linalg.pinv(D @ D.mT, hermitian=True) @ D
-    return dual / (D * dual).sum(0)
+    wide = upcast(D)
+    dual = torch.linalg.pinv(wide @ wide.mT, hermitian=True) @ wide
+    return (dual / (wide * dual).sum(0)).to(D.dtype)

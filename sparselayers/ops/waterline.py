@@ -3,13 +3,15 @@ r"""The waterline: one piecewise linear equation a row, under every simplex, l1-
 Given u (..., n), a_i > 0, b >= 0, c >= 0, find tau with  sum_i a_i (u_i - tau)_+ = b + c tau.  The left side falls
 and is convex, the right side rises, so Newton's method from below climbs to the root and stops on its support.
 
-How many passes are enough is a theorem, not a guess. With f the difference of the two sides and M = -f' > 0, Newton
-on a convex f gives f_{k+1}/f_k + M_{k+1}/M_k <= 1 (the two ratios are the two parts that one chord cuts off), so f M
-shrinks at least fourfold a pass, and k passes leave an error of at most (M_0 / M_min)² 4^-k relative to b + c tau.
+How many passes are enough is a theorem, not a guess. With f the difference of the two sides and M = -f' > 0, Newton on
+a convex f gives f_{k+1}/f_k + M_{k+1}/M_k <= 1 (the two parts that one chord cuts off). M falls from M_0 to M_min at the
+least, so P passes leave f_P / f_0 <= (1 - (M_min / M_0)^(1/P))^P, the worst case being equal steps, and the error in tau
+is at most f_P / M_min.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -52,31 +54,22 @@ def waterline(u: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0, c: fl
     a = a if a.ndim else a.expand_as(top)
     tau = _climb(w.detach(), a.detach(), b.detach(), c.detach() if isinstance(c, Tensor) else c)
     above = torch.relu(w - tau)
-    weight = a * above.detach().sign()
-    mass = weight.sum(-1, keepdim=True) + c
+    area, mass, _ = _sums(above, indicator(above.detach()), a, c)
     # One Newton step from a constant is the closed form on S, identically: so are all its derivatives.
-    tau = tau + ((weight * above).sum(-1, keepdim=True) - b - c * tau) / torch.where(mass > 0, mass, 1)
+    tau = tau + (area - b - c * tau) / torch.where(mass > 0, mass, 1)
     return Waterline(torch.relu(w - tau), tau + top)
 
 
 def _climb(w: Tensor, a: Tensor, b: Tensor, c: float | Tensor) -> Tensor:
     """Newton's method from the level at which the largest entry stands alone; w <= 0 is 0 at that entry."""
-    if a.shape[-1] == 1:
-        alone, passes = a, newton_passes(w)
-    else:
-        alone, passes = a.expand_as(w).gather(-1, w.argmax(-1, keepdim=True)), newton_passes(w, WEIGHT_RANGE_BITS)
+    per_row = a.shape[-1] == 1
+    alone = a if per_row else a.expand_as(w).gather(-1, w.argmax(-1, keepdim=True))
     mass = alone + c
     tau = -b / torch.where(mass > 0, mass, 1)
+    passes = newton_passes(w, 0 if per_row else WEIGHT_RANGE_BITS) - 1  # the closing step of `waterline` is one
     eager, size = may_branch(w), None
     for _ in range(passes):
-        above = torch.relu(w - tau)
-        support = above.sign()
-        if a.shape[-1] == 1:
-            members = support.sum(-1, keepdim=True)
-            mass, area = a * members + c, a * above.sum(-1, keepdim=True)
-        else:
-            members = support.sum(-1, keepdim=True) if eager else None
-            mass, area = (a * support).sum(-1, keepdim=True) + c, (a * above).sum(-1, keepdim=True)
+        area, mass, members = _sums(*_standing_out(w, tau), a, c)
         tau = tau + (area - b - c * tau) / torch.where(mass > 0, mass, 1)
         if eager:
             if size is not None and torch.equal(members, size):
@@ -85,11 +78,34 @@ def _climb(w: Tensor, a: Tensor, b: Tensor, c: float | Tensor) -> Tensor:
     return tau
 
 
+def _sums(above: Tensor, support: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sum a above, sum_S a + c, and |S|: each (..., 1)."""
+    members = support.sum(-1, keepdim=True)
+    if a.shape[-1] == 1:
+        return a * above.sum(-1, keepdim=True), a * members + c, members
+    return (a * above).sum(-1, keepdim=True), (a * support).sum(-1, keepdim=True) + c, members
+
+
+def _standing_out(w: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """(w - tau)_+ and its support as numbers, in the form that is fastest: one comparison when compiled, none when eager."""
+    if torch.compiler.is_compiling():
+        out = w > tau
+        return torch.where(out, w - tau, 0), out.to(w.dtype)
+    above = (w - tau).relu_()
+    return above, above.sign()
+
+
+def indicator(above: Tensor) -> Tensor:
+    """1 where above > 0, else 0, for above >= 0."""
+    return (above > 0).to(above.dtype) if torch.compiler.is_compiling() else above.sign()
+
+
 def newton_passes(w: Tensor, weight_bits: int = 0) -> int:
-    """Passes after which the error is below rounding, from the bound in the module's docstring."""
-    if torch.compiler.is_exporting():
-        row_bits = 20  # a range guard on an exported dynamic length would be an error
-    else:
-        row_bits = next(k for k in range(64) if w.shape[-1] <= 2**k)
-    value_bits = 53 if w.dtype == torch.float64 else 24
-    return (value_bits + 1) // 2 + row_bits + weight_bits
+    """Passes after which the error is below rounding, from the bound in the module's docstring, with M_0 / M_min = n."""
+    # A range guard on an exported dynamic length would be an error, so export reckons with a million entries.
+    row_bits = 20 if torch.compiler.is_exporting() else next(k for k in range(64) if w.shape[-1] <= 2**k)
+    log_range, goal = (max(row_bits, 1) + weight_bits) * math.log(2), math.log(torch.finfo(w.dtype).eps)
+    for passes in range(1, 1000):
+        if log_range + passes * math.log1p(-math.exp(-log_range / passes)) <= goal:
+            return passes
+    raise AssertionError("unreachable: the bound falls with every pass")

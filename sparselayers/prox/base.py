@@ -67,7 +67,9 @@ class Penalty(ABC):
         return self._lam_max(c, step)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
-        raise ValueError(f"{self!r} has no finite lam_max: no strength sets every code to zero; use schedule=Constant()")
+        raise ValueError(
+            f"{self!r} has no finite lam_max: no strength sets every code to zero; use schedule=Constant()"
+        )
 
 
 def _with_metric() -> list[str]:

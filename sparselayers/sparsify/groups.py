@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -99,9 +99,9 @@ def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str
     view = groups(name, parameter)
     if view is None:
         return ()
-    if view.ndim != 2:
+    if not isinstance(view, Tensor) or view.ndim != 2:
         raise ValueError(
-            f"groups(name, parameter) must give a view (n_groups, group_size), got shape {tuple(view.shape)} for {name!r} "
+            f"groups(name, parameter) must give a view (n_groups, group_size), got {getattr(view, 'shape', view)} for {name!r} "
             f"of shape {tuple(parameter.shape)}"
         )
     if view.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
@@ -109,7 +109,11 @@ def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str
             f"groups(name, parameter) gave a copy for {name!r} of shape {tuple(parameter.shape)}, and a step on a copy "
             "changes nothing; use view, transpose or unflatten instead of reshape"
         )
-    return (Part(name, lambda p: groups(name, p)),)
+
+    def cut(p: Tensor) -> Tensor:
+        return cast(Tensor, groups(name, cast(nn.Parameter, p)))
+
+    return (Part(name, cut),)
 
 
 def _named_cut(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Cut:
@@ -145,9 +149,7 @@ def _along(side: int, name: str, parameter: nn.Parameter, owner: nn.Module) -> C
     return (lambda p: p.transpose(0, 1)) if side != transposed else (lambda p: p)
 
 
-def _neuron(
-    model: nn.Module, owners: dict[str, nn.Module], parameters: dict[str, nn.Parameter], name: str
-) -> Block:
+def _neuron(model: nn.Module, owners: dict[str, nn.Module], parameters: dict[str, nn.Parameter], name: str) -> Block:
     """A row of the weight with its bias and the entries of the normalisation that follows it in an nn.Sequential."""
     if parameters[name].ndim < 2:
         raise ValueError(f'groups="neuron" takes weights, got {name!r} of shape {tuple(parameters[name].shape)}')

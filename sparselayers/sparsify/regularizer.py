@@ -84,7 +84,9 @@ class Regularizer:
         again. Attach to the torch optimizer itself, not to a wrapper of it.
         """
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; attach to the inner")
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; attach to the inner"
+            )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parameters = self._parameters()
         caught = {name: id(parameters[name]) for name in self.names}
@@ -93,11 +95,13 @@ class Regularizer:
                 "the optimizer holds none of the parameters caught; build it from this model's parameters, or attach after "
                 "the model was moved or sharded"
             )
-        for hook in optimizer._optimizer_step_post_hooks.values():
-            twice = sorted(set(self.names) & set(hook.regularizer.names)) if isinstance(hook, _ProxHook) else []
-            if twice and hook.regularizer.model is self.model:
+        hooks: list[object] = list(optimizer._optimizer_step_post_hooks.values())
+        for hook in hooks:
+            twice = hook.caught & set(caught.values()) if isinstance(hook, _ProxHook) else set()
+            if twice:
+                names = sorted(name for name, held_by in caught.items() if held_by in twice)
                 raise ValueError(
-                    f"{', '.join(twice)}: caught by two regularizers, and a sum's prox is not the composition of proxes; "
+                    f"{', '.join(names)}: caught by two regularizers, and a sum's prox is not the composition of proxes; "
                     "remove one, separate them by include, or use a penalty that has both terms (SparseGroup)"
                 )
         return optimizer.register_step_post_hook(_ProxHook(self))
@@ -105,9 +109,7 @@ class Regularizer:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
-    def _apply(
-        self, lr_of: Callable[[nn.Parameter], float | Tensor | None], skipped: Tensor | None = None
-    ) -> None:
+    def _apply(self, lr_of: Callable[[nn.Parameter], float | Tensor | None], skipped: Tensor | None = None) -> None:
         """The prox of every block; `lr_of` gives None for a parameter that stays as it is."""
         parameters = self._parameters()
         weighted = [_weigh(block, parameters, lr_of, self.lam) for block in self.blocks]
@@ -122,6 +124,11 @@ class _ProxHook:
 
     def __init__(self, regularizer: Regularizer) -> None:
         self.regularizer = regularizer
+
+    @property
+    def caught(self) -> set[int]:
+        parameters = self.regularizer._parameters()
+        return {id(parameters[name]) for name in self.regularizer.names}
 
     def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.grad is not None}

@@ -50,7 +50,9 @@ class SparsityReport:
         rows = [(layer.name, "x".join(map(str, layer.shape)), *_shares(layer)) for layer in self.layers]
         table = [head, *rows, ("total", "", *_shares(self))]
         widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -97,8 +99,8 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
                 int((~neuron).sum()),
             )
         )
-    totals = (sum(getattr(layer, field) for layer in layers) for field in _COUNTS)
-    return SparsityReport(*totals, tuple(layers))
+    totals = {field: sum(getattr(layer, field) for layer in layers) for field in _COUNTS}
+    return SparsityReport(**totals, layers=tuple(layers))
 
 
 _COUNTS = (

@@ -1,0 +1,50 @@
+"""The benchmarks run and write what they promise; their page in the docs is the one made from their JSON files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[1]
+BENCHMARKS = HERE / "benchmarks"
+PAGE = HERE / "docs" / "benchmarks.md"
+RATIO = {"ours", "peer", "ours, min ms", "peer, min ms", "ratio of minima", "ratio of medians", "goal", "met"}
+
+
+def run(script: str, *options: str) -> None:
+    finished = subprocess.run([sys.executable, BENCHMARKS / script, *options], cwd=HERE, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "n_tables"),
+    [pytest.param("mappings.py", 4, marks=pytest.mark.slow), ("prox.py", 2), ("coding.py", 2)],
+)
+def test_quick_run_writes_the_promised_keys(tmp_path: Path, script: str, n_tables: int) -> None:
+    out = tmp_path / "out.json"
+    run(script, "--quick", "--out", str(out))
+    results = json.loads(out.read_text())
+    assert set(results) == {"title", "command", "quick", "repeats", "allocator", "machine", "tables"}
+    assert results["quick"]
+    assert set(results["machine"]) >= {"cpu", "cores", "threads", "torch", "date"}
+    assert len(results["tables"]) == n_tables
+    for table in results["tables"]:
+        assert set(table) == {"what", "rows"}
+        assert table["rows"]
+        if not script.startswith("mappings") or table is not results["tables"][-1]:
+            assert all(set(row) >= RATIO for row in table["rows"])
+
+
+def test_page_is_made_from_the_json_files(tmp_path: Path) -> None:
+    fresh = tmp_path / "benchmarks.md"
+    run("tables.py", "--out", str(fresh))
+    assert PAGE.read_text(encoding="utf-8") == fresh.read_text(encoding="utf-8"), "run `python benchmarks/tables.py`"
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.json")), ids=lambda path: path.name)
+def test_stored_results_are_no_quick_run(path: Path) -> None:
+    assert not json.loads(path.read_text())["quick"]
