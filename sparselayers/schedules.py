@@ -21,7 +21,7 @@ class Schedule(Protocol):
 class Constant:
     """lam_k = lam at every step.
 
-    When not to use: at a small depth: `Homotopy` gets further in the same number of steps.
+    When not to use: for sparse codes of an incoherent dictionary at a small depth, where `Homotopy` gets nearer to them.
 
     >>> import sparselayers as sl
     >>> sl.Constant().strength(0.1, 10.0, 1, 16)
@@ -43,7 +43,8 @@ class Homotopy:
 
     Source: Zarka, Thiry, Angles and Mallat, ICLR 2020, eq. 9, there with one lam_max for the batch.
 
-    When not to use: with a penalty that has no finite lam_max (Ridge, Exclusive, indicators), or at lam = 0: both are a
+    When not to use: for dense codes of a coherent dictionary, where the objective falls more slowly than at constant lam;
+    with a penalty that has no finite lam_max (Ridge, Exclusive, indicators), or at lam = 0: both are a
     ValueError when the layer is made; use `Constant`.
 
     >>> import sparselayers as sl

@@ -323,7 +323,8 @@ WRONG = [
     (lambda: F.ista(X, DICT, 0.1, depth=1.5), TypeError, "depth must be an int, got float"),
     (lambda: F.ista(X, DICT, 0.1, depth=1, step=0.0), ValueError, r"step must lie in \(0, inf\]"),
     (lambda: F.ista(X, DICT, 0.1, depth=1, penalty="l1"), TypeError, "penalty must be a Penalty such as L1"),
-    (lambda: F.ista(X, DICT, 0.1, depth=1, schedule="homotopy"), TypeError, "schedule must be Constant"),
+    (lambda: F.ista(X, DICT, 0.1, depth=1, schedule="homotopy"), TypeError, "schedule must be an object such as"),
+    (lambda: F.ista(X, DICT, 0.1, depth=1, schedule=sl.Homotopy), TypeError, "schedule must be an object such as"),
     (lambda: F.fista(X, DICT, 0.1, depth=1, restart="batch"), ValueError, 'restart must be "sample" or None'),
     (
         lambda: F.ista(X, DICT, 0.0, depth=1, schedule=sl.Homotopy()),

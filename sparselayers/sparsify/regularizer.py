@@ -144,6 +144,9 @@ def _weigh(
     lam: float,
 ) -> Weighted | None:
     """The views of a block with t = lr lam; parts with different lr are one prox with t = lam in the metric 1 / lr."""
+    if len(block) == 1:
+        (name, cut), lr = block[0], lr_of(parameters[block[0].name])
+        return None if lr is None else Weighted((cut(parameters[name].detach()),), lr * lam)
     rates = [(part, lr_of(parameters[part.name])) for part in block]
     live = [(part.cut(parameters[part.name].detach()), lr) for part, lr in rates if lr is not None]
     if not live:
