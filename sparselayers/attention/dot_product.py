@@ -81,8 +81,7 @@ def scaled_dot_product_attention(
     masks.check_shapes(query, key, value, enable_gqa)
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
-    n_queries, n_keys = query.shape[-2], key.shape[-2]
-    allowed = masks.allowed_keys(attn_mask, is_causal, n_queries, n_keys, query.device)
+    allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     if allowed is not None:
         key, value = masks.drop_unused_keys(allowed, key), masks.drop_unused_keys(allowed, value)
     # Weights are found in at least 32 bits, so that their sum is right to the last bit of the output's dtype.

@@ -8,30 +8,33 @@ from torch import Tensor
 from ..ops import checks
 
 
-def allowed_keys(
-    attn_mask: Tensor | None, is_causal: bool, n_queries: int, n_keys: int, device: torch.device
-) -> Tensor | None:
+def allowed_keys(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
     """True = may attend, broadcastable to (..., L, S); None where everything is allowed.
 
     -inf and whatever lies below half of finfo.min in an additive mask count as masked. Causal is aligned upper left.
     """
-    allowed = None
+    allowed, n_queries, n_keys = None, query.shape[-2], key.shape[-2]
     if attn_mask is not None:
-        check(attn_mask, n_queries, n_keys)
+        check(attn_mask, query.dtype, n_queries, n_keys)
+        checks.broadcast(attn_mask=attn_mask.shape[:-2], query=query.shape[:-2], key=key.shape[:-2])
         allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
         # NaN in an additive mask is not "masked": it must reach the scores.
         allowed = allowed if attn_mask.dtype == torch.bool else allowed | attn_mask.isnan()
     if is_causal:
-        causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril()
+        causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril()
         allowed = causal if allowed is None else allowed & causal
     return allowed
 
 
-def check(attn_mask: Tensor, n_queries: int, n_keys: int) -> None:
+def check(attn_mask: Tensor, dtype: torch.dtype, n_queries: int, n_keys: int) -> None:
     """TypeError or ValueError unless the mask is boolean or floating and (..., L, S)."""
     if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
         raise TypeError(
             f"attn_mask must be boolean (True = may attend) or floating (added), got {attn_mask.dtype}; use .bool()"
+        )
+    if attn_mask.dtype not in (torch.bool, dtype):
+        raise TypeError(
+            f"a floating attn_mask must have the query's dtype {dtype}, got {attn_mask.dtype}; use attn_mask.to(query.dtype)"
         )
     fits = attn_mask.ndim >= 1 and attn_mask.shape[-1] in (1, n_keys)
     if not fits or (attn_mask.ndim >= 2 and attn_mask.shape[-2] not in (1, n_queries)):
@@ -61,10 +64,12 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
         raise ValueError(
             f"key and value must have the same length (axis -2), got {tuple(key.shape)} and {tuple(value.shape)}"
         )
-    if enable_gqa and (query.ndim < 3 or key.ndim < 3 or query.shape[-3] % key.shape[-3]):
+    if enable_gqa and not all(
+        x.ndim > 2 and query.ndim > 2 and query.shape[-3] % x.shape[-3] == 0 for x in (key, value)
+    ):
         raise ValueError(
-            f"enable_gqa needs heads on axis -3 and query heads a multiple of key heads, got {tuple(query.shape)} and "
-            f"{tuple(key.shape)}"
+            "enable_gqa needs heads on axis -3 and query heads a multiple of key heads and of value heads, got query "
+            f"{tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
         )
     heads = slice(-3) if enable_gqa else slice(-2)
     checks.broadcast(query=query.shape[heads], key=key.shape[heads], value=value.shape[heads])

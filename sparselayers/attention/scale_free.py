@@ -65,7 +65,7 @@ def scale_free_attention(
             )
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
-    allowed = masks.allowed_keys(attn_mask, is_causal, query.shape[-2], key.shape[-2], query.device)
+    allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     if allowed is not None:
         key, value = masks.drop_unused_keys(allowed, key), masks.drop_unused_keys(allowed, value)
     atoms = key.unsqueeze(-3)

@@ -89,6 +89,15 @@ def simplex_least_squares(
     checks.per_row(ridge, x, "ridge")
     batch = checks.broadcast(x=x.shape[:-1], atoms=atoms.shape[:-2])
     checks.boolean_mask(mask, x.new_empty(()).expand(*batch, n), "weights")
+    for name, strength in (("locality", locality), ("ridge", ridge)):
+        if (
+            isinstance(strength, Tensor)
+            and strength.ndim
+            and checks.broadcast(**{name: strength.shape[:-1], "x and atoms": batch}) != batch
+        ):
+            raise ValueError(
+                f"{name} of shape {tuple(strength.shape)} has more queries than x and atoms, {tuple(batch)}"
+            )
     if n == 0:
         return SimplexResult(
             x.new_zeros(*batch, 0), x.new_zeros(batch), torch.zeros(batch, dtype=torch.long, device=x.device)
@@ -124,12 +133,11 @@ def _solve(
     """Queries x (..., m, d), atoms (..., n, d), mask (..., m, n) -> weights (..., m, n), gap and iterations (..., m, 1)."""
     usable = torch.ones((), dtype=torch.bool, device=x.device) if mask is None else mask
     usable = usable.expand(*x.shape[:-1], atoms.shape[-2])
-    if mask is not None:  # what no query may use takes no part, be it NaN
-        used = usable.any(-2) if atoms.ndim > 2 else usable.flatten(0, -2).any(0)
-        atoms = torch.where(used.unsqueeze(-1), atoms, 0)
-    # A shift changes nothing but the conditioning, a scale nothing but what the ridge is measured in.
-    centre = atoms.mean(-2, keepdim=True)
-    atoms, x = atoms - centre, x - centre
+    used = (usable.any(-2) if atoms.ndim > 2 else usable.flatten(0, -2).any(0)).unsqueeze(-1)
+    # A shift changes nothing but the conditioning, a scale nothing but what the ridge is measured in; what no query may
+    # use takes no part in either, be it NaN.
+    centre = torch.where(used, atoms, 0).sum(-2, keepdim=True) / used.sum(-2, keepdim=True).clamp_min(1)
+    atoms, x = torch.where(used, atoms - centre, 0), x - centre
     radius = atoms.detach().abs().amax((-2, -1), keepdim=True)
     radius = torch.where(radius > 0, radius, 1)
     problem = _Problem(x / radius, atoms / radius, usable, locality, ridge / radius / radius)
@@ -146,7 +154,8 @@ def _solve(
         restart="sample",
         stop=lambda y: fixed.gap(y.detach()) <= tol,
     )
-    weights = found.z if backward == "unroll" else problem.attach_derivative(found.z)
+    # A query that was right from the start took no step; it belongs to the graph all the same, with derivative 0.
+    weights = found.z + 0 * problem.linear if backward == "unroll" else problem.attach_derivative(found.z)
     return SimplexResult(weights, fixed.gap(found.z.detach()), torch.as_tensor(found.steps))
 
 

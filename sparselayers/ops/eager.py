@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not have it
+
 
 def may_branch(x: Tensor) -> bool:
     """True where a loop may stop on the values of `x`: a real CPU tensor outside compile, export and torch.func.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .eager import may_branch
+from .eager import is_exporting, may_branch
 from .norm import strength, upcast
 
 WEIGHT_RANGE_BITS = 24  # per-entry weights may span this many powers of two before a fixed-pass answer loses digits
@@ -103,7 +103,7 @@ def indicator(above: Tensor) -> Tensor:
 def newton_passes(w: Tensor, weight_bits: int = 0) -> int:
     """Passes after which the error is below rounding, from the bound in the module's docstring, with M_0 / M_min = n."""
     # A range guard on an exported dynamic length would be an error, so export reckons with a million entries.
-    row_bits = 20 if torch.compiler.is_exporting() else next(k for k in range(64) if w.shape[-1] <= 2**k)
+    row_bits = 20 if is_exporting() else next(k for k in range(64) if w.shape[-1] <= 2**k)
     log_range, goal = (max(row_bits, 1) + weight_bits) * math.log(2), math.log(torch.finfo(w.dtype).eps)
     for passes in range(1, 1000):
         if log_range + passes * math.log1p(-math.exp(-log_range / passes)) <= goal:

@@ -107,7 +107,7 @@ class Grouped(Penalty):
         if not isinstance(self.penalty, Penalty):
             raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {self.penalty!r}")
         checks.count(self.size, "size")
-        for flag in ("convex", "separable", "has_metric", "indicator"):
+        for flag in ("convex", "has_metric", "indicator"):  # not separable: a block is not to be cut
             object.__setattr__(self, flag, getattr(self.penalty, flag))
 
     def _blocks(self, v: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Grouped(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         if isinstance(t, Tensor) and t.ndim:
-            t = self._blocks(t) if t.shape[-1] == v.shape[-1] != 1 else t.unsqueeze(-1)
+            t = t.unsqueeze(-1)
         within = None if metric is None else self._blocks(metric)
         return self.penalty._prox(self._blocks(v), t, within).reshape(v.shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple, cast
@@ -19,10 +20,18 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class Part(NamedTuple):
-    """A parameter by name, and the cut that views it as (n_groups, ...)."""
+    """A parameter by name, and the cut that views it: `lead` axes that count the groups, then those of one group.
+
+    It is always a view, whatever the memory layout: a step on a copy would change nothing.
+    """
 
     name: str
     cut: Cut
+    lead: int = 1
+
+    def rows(self, view: Tensor) -> Tensor:
+        """The view as a matrix (n_groups, group_size); a copy where its layout has it so."""
+        return view.reshape(math.prod(view.shape[: self.lead]), math.prod(view.shape[self.lead :]))
 
 
 Block = tuple[Part, ...]  # parts whose rows belong together: one part, or a neuron's weight, bias and normalisation
@@ -58,7 +67,7 @@ def _cut(model: nn.Module, owners: dict[str, nn.Module], groups: Groups, include
         elif groups == "neuron":
             block = _neuron(model, owners, parameters, name)
         else:
-            block = (Part(name, _named_cut(groups, name, parameter, owners[name])),)
+            block = (_named_part(groups, name, parameter, owners[name]),)
         block = tuple(part for part in block if id(parameters[part.name]) not in taken)
         taken.update(id(parameters[part.name]) for part in block)
         if block:
@@ -116,52 +125,58 @@ def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str
     return (Part(name, cut),)
 
 
-def _named_cut(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Cut:
+def _named_part(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Part:
     if groups == "tensor":
-        return lambda p: p.unsqueeze(0)
-    if groups == "element" or (groups == "bias" and parameter.ndim == 1):
-        return lambda p: p.unsqueeze(-1).flatten(0, -2) if p.ndim > 1 else p.unsqueeze(-1)
-    if groups == "bias":
+        return Part(name, lambda p: p.unsqueeze(0))
+    if groups == "element":
+        return Part(name, lambda p: p.unsqueeze(-1), parameter.ndim)
+    if parameter.ndim == 0:
+        raise ValueError(f'groups="{groups}" takes vectors and matrices, got the scalar {name!r}; use "element"')
+    if groups == "bias" and parameter.ndim > 1:
         raise ValueError(f'groups="bias" takes vectors, got {name!r} of shape {tuple(parameter.shape)}; use "output"')
     if groups in ("filter", "kernel") and parameter.ndim < 3:
         raise ValueError(
             f'groups="{groups}" takes convolution weights, got {name!r} of shape {tuple(parameter.shape)}; use "output"'
         )
     if groups == "kernel":
-        return lambda p: p.flatten(0, 1)
-    return _along(0 if groups == "output" or groups == "filter" else 1, name, parameter, owner)
+        return Part(name, lambda p: p, 2)
+    return _along("input" if groups == "input" else "output", name, parameter, owner)
 
 
-def _along(side: int, name: str, parameter: nn.Parameter, owner: nn.Module) -> Cut:
-    """Groups along the outputs (side 0) or the inputs (side 1) of a weight; transposed convolutions store inputs first."""
+def _along(side: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Part:
+    """Groups along the outputs or the inputs of a weight.
+
+    A weight is stored (outputs, inputs, ...), that of a transposed convolution (inputs, outputs, ...). With groups > 1 the
+    first axis runs over all channels and the second over those of one group only.
+    """
     if parameter.ndim == 1:
-        if side:
+        if side == "input":
             raise ValueError(
                 f'groups="input" takes matrices and kernels, got {name!r} of shape {tuple(parameter.shape)}; use "bias"'
             )
-        return lambda p: p.unsqueeze(-1)
-    transposed = isinstance(owner, _ConvTransposeNd)
-    if side != transposed and isinstance(owner, _ConvNd) and owner.groups > 1:
-        raise ValueError(
-            f"{name!r} of shape {tuple(parameter.shape)} has groups={owner.groups}: one slice of axis 1 serves several "
-            'channels; leave it out by include, or use groups="kernel"'
-        )
-    return (lambda p: p.transpose(0, 1)) if side != transposed else (lambda p: p)
+        return Part(name, lambda p: p.unsqueeze(-1))
+    first = "input" if isinstance(owner, _ConvTransposeNd) else "output"
+    if side == first:
+        return Part(name, lambda p: p)
+    n_groups = owner.groups if isinstance(owner, _ConvNd) else 1
+    if n_groups == 1:
+        return Part(name, lambda p: p.transpose(0, 1))
+    return Part(name, lambda p: p.unflatten(0, (n_groups, p.shape[0] // n_groups)).transpose(1, 2), 2)
 
 
 def _neuron(model: nn.Module, owners: dict[str, nn.Module], parameters: dict[str, nn.Parameter], name: str) -> Block:
     """A row of the weight with its bias and the entries of the normalisation that follows it in an nn.Sequential."""
     if parameters[name].ndim < 2:
         raise ValueError(f'groups="neuron" takes weights, got {name!r} of shape {tuple(parameters[name].shape)}')
-    cut = _along(0, name, parameters[name], owners[name])
+    weight = _along("output", name, parameters[name], owners[name])
     path = name.rpartition(".")[0]
     others = [f"{path}.bias" if path else "bias"]
     following = _following_norm(model, path)
     if following is not None:
         others += [f"{following}.weight", f"{following}.bias"]
-    n_neurons = cut(parameters[name]).shape[0]
+    n_neurons = weight.rows(weight.cut(parameters[name])).shape[0]
     fitting = [n for n in others if n in parameters and parameters[n].shape == (n_neurons,)]
-    return (Part(name, cut), *(Part(n, lambda p: p.unsqueeze(-1)) for n in fitting))
+    return (weight, *(Part(n, lambda p: p.unsqueeze(-1)) for n in fitting))
 
 
 def _following_norm(model: nn.Module, path: str) -> str | None:
@@ -170,7 +185,7 @@ def _following_norm(model: nn.Module, path: str) -> str | None:
     holder = model.get_submodule(parent)
     if not isinstance(holder, nn.Sequential) or not leaf:
         return None
-    children = list(holder.named_children())
+    children = list(holder._modules.items())  # named_children() leaves out a module's second place
     place = [child for child, _ in children].index(leaf)
     if place + 1 < len(children) and isinstance(children[place + 1][1], NORMS):
         return f"{parent}.{children[place + 1][0]}" if parent else children[place + 1][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -10,14 +11,16 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from ..prox import Penalty
+from .groups import Block, Part
 
 SMALL = 2**16  # entries up to which joining is cheaper than a call of its own
 CHUNK = 2**19  # entries worked at a time: two megabytes in float32 stay in cache; smaller ones pay Python's time
 
 
 class Weighted(NamedTuple):
-    """Views (n_groups, ...) of parameters whose rows belong together, the strength t, and a metric for each view or None."""
+    """Views of parameters whose rows belong together, the strength t, and a metric for each view or None."""
 
+    parts: Block
     views: tuple[Tensor, ...]
     t: float | Tensor
     metric: tuple[float | Tensor, ...] | None = None
@@ -32,9 +35,9 @@ def prox_(penalty: Penalty, blocks: list[Weighted], skipped: Tensor | None = Non
         if len(block.views) > 1 or block.metric is not None:
             _rows(penalty, block, skipped)
         elif first.numel() > SMALL:
-            _chunks(penalty, first, block.t, skipped)
+            _chunks(penalty, block.parts[0], first, block.t, skipped)
         elif first.numel():
-            size = 1 if penalty.separable else first.numel() // first.shape[0]
+            size = 1 if penalty.separable else math.prod(first.shape[block.parts[0].lead :])
             joined[size, first.dtype, first.device].append(block)
     for (size, _, _), members in joined.items():
         _join(penalty, members, size, skipped)
@@ -48,23 +51,24 @@ def _join(penalty: Penalty, blocks: list[Weighted], size: int, skipped: Tensor |
     t: float | Tensor = strengths[0]
     if any(isinstance(t, Tensor) for t in strengths) or len(set(strengths)) > 1:
         counts = torch.tensor([view.numel() // size for view in views], device=matrix.device)
-        each = torch.stack([torch.as_tensor(t, dtype=matrix.dtype, device=matrix.device) for t in strengths])
+        wide = torch.promote_types(matrix.dtype, torch.float32)  # a strength of 1e-8 is 0 in float16
+        each = torch.stack([torch.as_tensor(t, dtype=wide, device=matrix.device).reshape(()) for t in strengths])
         t = each.repeat_interleave(counts, output_size=matrix.shape[0]).unsqueeze(-1)
     new = _guarded(penalty.prox(matrix, t), matrix, skipped)
     torch._foreach_copy_(views, _unflatten_dense_tensors(new.view(-1), views))
 
 
-def _chunks(penalty: Penalty, view: Tensor, t: float | Tensor, skipped: Tensor | None) -> None:
-    if penalty.separable:
-        view = view.detach().view(-1) if view.is_contiguous() else view
+def _chunks(penalty: Penalty, part: Part, view: Tensor, t: float | Tensor, skipped: Tensor | None) -> None:
+    if penalty.separable and view.is_contiguous():
+        view = view.view(-1)
     rows = max(1, CHUNK // max(1, view[0].numel()))
     for chunk in view.split(rows):
-        old = chunk if penalty.separable else chunk.flatten(1)
+        old = chunk if penalty.separable else part.rows(chunk)
         chunk.copy_(_guarded(penalty.prox(old, t), old, skipped).view(chunk.shape))
 
 
 def _rows(penalty: Penalty, block: Weighted, skipped: Tensor | None) -> None:
-    flat = [view.flatten(1) for view in block.views]
+    flat = [part.rows(view) for part, view in zip(block.parts, block.views, strict=True)]
     matrix = torch.cat(flat, dim=1)
     metric = None
     if block.metric is not None:

@@ -68,7 +68,7 @@ class Regularizer:
     def value(self) -> Tensor:
         """lam times the penalty of all groups, a 0-d tensor to add to the loss; differentiable in the weights."""
         parameters = self._parameters()
-        rows = (torch.cat([part.cut(parameters[part.name]).flatten(1) for part in block], 1) for block in self.blocks)
+        rows = (torch.cat([part.rows(part.cut(parameters[part.name])) for part in block], 1) for block in self.blocks)
         return self.lam * torch.stack([self.penalty.value(matrix).sum() for matrix in rows]).sum()
 
     def step(self, lr: float | Tensor) -> None:
@@ -109,6 +109,7 @@ class Regularizer:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
+    @torch.no_grad()
     def _apply(self, lr_of: Callable[[nn.Parameter], float | Tensor | None], skipped: Tensor | None = None) -> None:
         """The prox of every block; `lr_of` gives None for a parameter that stays as it is."""
         parameters = self._parameters()
@@ -145,13 +146,16 @@ def _weigh(
 ) -> Weighted | None:
     """The views of a block with t = lr lam; parts with different lr are one prox with t = lam in the metric 1 / lr."""
     if len(block) == 1:
-        (name, cut), lr = block[0], lr_of(parameters[block[0].name])
-        return None if lr is None else Weighted((cut(parameters[name].detach()),), lr * lam)
+        parameter = parameters[block[0].name]
+        lr = lr_of(parameter)
+        return None if lr is None else Weighted(block, (block[0].cut(parameter),), lr * lam)
     rates = [(part, lr_of(parameters[part.name])) for part in block]
-    live = [(part.cut(parameters[part.name].detach()), lr) for part, lr in rates if lr is not None]
+    if any(lr is not rates[0][1] for _, lr in rates):  # a part that does not move has no metric
+        rates = [(part, None if not isinstance(lr, Tensor) and lr == 0 else lr) for part, lr in rates]
+    live = [(part, part.cut(parameters[part.name]), lr) for part, lr in rates if lr is not None]
     if not live:
         return None
-    views, lrs = zip(*live, strict=True)
+    parts, views, lrs = zip(*live, strict=True)
     if all(lr is lrs[0] or (not isinstance(lr, Tensor) and lr == lrs[0]) for lr in lrs):
-        return Weighted(views, lrs[0] * lam)
-    return Weighted(views, lam, tuple(1 / lr for lr in lrs))
+        return Weighted(parts, views, lrs[0] * lam)
+    return Weighted(parts, views, lam, tuple(1 / lr for lr in lrs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .groups import cut_model
 
@@ -77,14 +77,16 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     (3, 1, 0)
     """
     parameters = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    columns_of = {part.name: part for (part,) in cut_model(model, "input", None)}
     layers = []
     for block in cut_model(model, "neuron", None):
-        name, cut = block[0]
-        weight = cut(parameters[name])
-        alive = weight != 0
-        neuron = torch.stack([_any_row(part.cut(parameters[part.name]) != 0) for part in block]).any(0)
-        columns = _any_row(alive.transpose(0, 1))
-        rows = _any_row(alive)
+        name = block[0].name
+        alive = parameters[name] != 0
+        parts = [part.rows(part.cut(parameters[part.name])) for part in block]
+        rows = (parts[0] != 0).any(1)
+        neuron = torch.stack([(part != 0).any(1) for part in parts]).any(0)
+        inputs = columns_of[name]
+        columns = (inputs.rows(inputs.cut(parameters[name])) != 0).any(1)
         layers.append(
             LayerSparsity(
                 name,
@@ -113,10 +115,6 @@ _COUNTS = (
     "neurons",
     "neurons_zero",
 )
-
-
-def _any_row(true: Tensor) -> Tensor:
-    return true.flatten(1).any(1)
 
 
 def _shares(counts: LayerSparsity | SparsityReport) -> list[str]:
