@@ -68,7 +68,7 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
         x.ndim > 2 and query.ndim > 2 and query.shape[-3] % x.shape[-3] == 0 for x in (key, value)
     ):
         raise ValueError(
-            "enable_gqa needs heads on axis -3 and query heads a multiple of key heads and of value heads, got query "
+            "enable_gqa needs heads on axis -3 and query heads a multiple of key and value heads, got query "
             f"{tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
         )
     heads = slice(-3) if enable_gqa else slice(-2)
