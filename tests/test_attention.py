@@ -375,7 +375,7 @@ WRONG = [
     (
         lambda: attend(Q, K[:, :4], V[:, :4], enable_gqa=True),
         ValueError,
-        "query heads a multiple of key and value heads",
+        "query heads a multiple of key",
     ),
     (lambda: attend(Q[0, 0], K, V, enable_gqa=True), ValueError, "enable_gqa needs heads on axis -3"),
     (lambda: attend(Q, K[0, 0], V[0, 0], enable_gqa=True), ValueError, "enable_gqa needs heads on axis -3"),

@@ -144,6 +144,15 @@ def test_homotopy_is_scale_equivariant(penalty: sl.Penalty) -> None:
     torch.testing.assert_close(scaled, scale * code)
 
 
+@pytest.mark.parametrize("penalty", [sl.L1(), sl.Grouped(sl.SparseGroup(), 4), sl.Grouped(sl.Exclusive(), 4)], ids=repr)
+def test_ista_never_increases_the_objective(penalty: sl.Penalty) -> None:
+    x, D = problem()
+    layer = sl.ISTA(8, 20, depth=30, lam=0.1, penalty=penalty, dictionary=D, schedule=sl.Constant())
+    _, trace = layer(x, trace=True)
+    values = torch.stack([0.5 * (x - layer.decode(z)).square().sum(-1) + 0.1 * penalty.value(z) for z in trace])
+    assert (values.diff(dim=0) <= 1e-12).all()
+
+
 def test_homotopy_gets_further_in_few_steps() -> None:
     g = torch.Generator().manual_seed(0)
     D = torch.randn(100, 200, generator=g)

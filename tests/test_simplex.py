@@ -563,7 +563,7 @@ WRONG = [
     (
         lambda: attend(Q, K[:, :2], V[:, :2], enable_gqa=True),
         ValueError,
-        "query heads a multiple of key and value heads",
+        "query heads a multiple of key",
     ),
     (lambda: attend(Q, K[:, :2], V[:, :2]), ValueError, "leading axes must broadcast"),
     (
