@@ -45,7 +45,12 @@ def _scaled(v: Tensor) -> Tensor:
 def _plain_where_safe(v: Tensor) -> Tensor:
     """The same without a graph: one pass, and a second one over the rows whose squares come near the ends of the range."""
     length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    unsafe = ~((length > 1e-15) & (length < 1e15)).squeeze(-1)
-    if bool(unsafe.any()):
+    if length.numel() and not _safe(length):
+        unsafe = ~((length > 1e-15) & (length < 1e15)).squeeze(-1)
         length[unsafe] = _scaled(v[unsafe])
     return length
+
+
+def _safe(length: Tensor) -> bool:
+    least, most = torch.aminmax(length)
+    return float(least) > 1e-15 and float(most) < 1e15

@@ -49,28 +49,34 @@ def waterline(u: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0, c: fl
     top = u.detach().amax(-1, keepdim=True)
     top = torch.where(top == -torch.inf, 0, top)
     # Relative to the row's top, b becomes b + c top, and what the largest entry keeps suffers no cancellation.
-    w, b = u - top, b + c * top
-    a = strength(a, top)
-    a = a if a.ndim else a.expand_as(top)
-    tau = _climb(w.detach(), a.detach(), b.detach(), c.detach() if isinstance(c, Tensor) else c)
+    w, b = u - top, _right_side(strength(b, top), c, top)
+    if isinstance(a, Tensor):
+        a = strength(a, top) if a.ndim else strength(a, top).expand_as(top)
+    fixed_a, fixed_c = (q.detach() if isinstance(q, Tensor) else q for q in (a, c))
+    tau = _climb(w.detach(), fixed_a, b.detach(), fixed_c)
     above = torch.relu(w - tau)
     area, mass, _ = _sums(above, indicator(above.detach()), a, c)
     # One Newton step from a constant is the closed form on S, identically: so are all its derivatives.
-    tau = tau + (area - b - c * tau) / torch.where(mass > 0, mass, 1)
+    tau = tau + (area - _right_side(b, c, tau)) / torch.where(mass > 0, mass, 1)
     return Waterline(torch.relu(w - tau), tau + top)
 
 
-def _climb(w: Tensor, a: Tensor, b: Tensor, c: float | Tensor) -> Tensor:
+def _right_side(b: Tensor, c: float | Tensor, tau: Tensor) -> Tensor:
+    """b + c tau, without the term where c is the number 0."""
+    return b + c * tau if isinstance(c, Tensor) or c else b
+
+
+def _climb(w: Tensor, a: float | Tensor, b: Tensor, c: float | Tensor) -> Tensor:
     """Newton's method from the level at which the largest entry stands alone; w <= 0 is 0 at that entry."""
-    per_row = a.shape[-1] == 1
-    alone = a if per_row else a.expand_as(w).gather(-1, w.argmax(-1, keepdim=True))
-    mass = alone + c
+    per_entry = isinstance(a, Tensor) and a.shape[-1] != 1
+    alone = strength(a, w).expand_as(w).gather(-1, w.argmax(-1, keepdim=True)) if per_entry else a
+    mass = torch.zeros_like(w[..., :1]) + (alone + c)
     tau = -b / torch.where(mass > 0, mass, 1)
-    passes = newton_passes(w, 0 if per_row else WEIGHT_RANGE_BITS) - 1  # the closing step of `waterline` is one
+    passes = newton_passes(w, WEIGHT_RANGE_BITS if per_entry else 0) - 1  # the closing step of `waterline` is one
     eager, size = may_branch(w), None
     for _ in range(passes):
         area, mass, members = _sums(*_standing_out(w, tau), a, c)
-        tau = tau + (area - b - c * tau) / torch.where(mass > 0, mass, 1)
+        tau = tau + (area - _right_side(b, c, tau)) / torch.where(mass > 0, mass, 1)
         if eager:
             if size is not None and torch.equal(members, size):
                 break
@@ -78,10 +84,12 @@ def _climb(w: Tensor, a: Tensor, b: Tensor, c: float | Tensor) -> Tensor:
     return tau
 
 
-def _sums(above: Tensor, support: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(above: Tensor, support: Tensor, a: float | Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sum a above, sum_S a + c, and |S|: each (..., 1)."""
     members = support.sum(-1, keepdim=True)
-    if a.shape[-1] == 1:
+    if not isinstance(a, Tensor) and a == 1:
+        return above.sum(-1, keepdim=True), members + c, members
+    if not isinstance(a, Tensor) or a.shape[-1] == 1:
         return a * above.sum(-1, keepdim=True), a * members + c, members
     return (a * above).sum(-1, keepdim=True), (a * support).sum(-1, keepdim=True) + c, members
 
@@ -90,7 +98,7 @@ def _standing_out(w: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """(w - tau)_+ and its support as numbers, in the form that is fastest: one comparison when compiled, none when eager."""
     if torch.compiler.is_compiling():
         out = w > tau
-        return torch.where(out, w - tau, 0), out.to(w.dtype)
+        return torch.where(out, w - tau, 0), torch.where(out, torch.ones_like(tau), 0)
     above = (w - tau).relu_()
     return above, above.sign()
 

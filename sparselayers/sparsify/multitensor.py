@@ -61,7 +61,8 @@ def _join(penalty: Penalty, blocks: list[Weighted], size: int, skipped: Tensor |
 def _chunks(penalty: Penalty, part: Part, view: Tensor, t: float | Tensor, skipped: Tensor | None) -> None:
     if penalty.separable and view.is_contiguous():
         view = view.view(-1)
-    rows = max(1, CHUNK // max(1, view[0].numel()))
+    # A GPU has no cache to stay in, and every chunk costs it a launch.
+    rows = max(1, CHUNK // view[0].numel()) if view.device.type == "cpu" else view.shape[0]
     for chunk in view.split(rows):
         old = chunk if penalty.separable else part.rows(chunk)
         chunk.copy_(_guarded(penalty.prox(old, t), old, skipped).view(chunk.shape))
