@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sparselayers as sl
 import sparselayers.functional as F
 from sparselayers.ops import spectral
 from sparselayers.ops.norm import norm
@@ -218,3 +219,33 @@ WRONG = [
 def test_bad_input(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("spread", [6, 8, 10, 12])
+def test_weights_of_many_scales_in_float32(spread: int) -> None:
+    """The largest entry may have the least weight, and would stand alone far below the level."""
+    g = torch.Generator().manual_seed(0)
+    v = torch.randn(60, 50, generator=g)
+    d = 10 ** (-spread * torch.rand(60, 50, generator=g))
+    for radius in (1.0, 10.0):
+        found = sl.L1Ball(radius).prox(v, 1.0, d)
+        assert (found.abs().sum(-1) <= radius * 1.001).all()
+        exact = sl.L1Ball(radius).prox(v.double(), 1.0, d.double())
+        torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            sl.LInf().prox(v, radius, d), sl.LInf().prox(v.double(), radius, d.double()).float(), rtol=1e-3, atol=1e-3
+        )
+    level = waterline(d.double() * v.double().abs(), 1 / d.double(), 1.0).tau
+    for row, metric, tau in zip(v.double().abs().numpy(), d.double().numpy(), level, strict=True):
+        assert abs(float(tau) / float(oracles.sorted_waterline(metric * row, 1 / metric, 1.0, 0.0)) - 1) < 1e-6
+
+
+def test_strengths_at_the_ends_of_the_range() -> None:
+    for t in (1e-46, 1e-300):
+        assert (F.group_soft_threshold(torch.zeros(2), t) == 0).all()
+        assert (sl.SparseGroup().prox(torch.zeros(2), t) == 0).all()
+    v = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    for penalty in (sl.SparseGroup(1.0), sl.SparseGroup(0.0), sl.SparseGroup(), sl.Exclusive(), sl.GroupL2(), sl.L1()):
+        assert (penalty.prox(v, float("inf")) == 0).all()
+    c = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert (sl.SparseGroup().prox(c, sl.SparseGroup().lam_max(c).unsqueeze(-1)) == 0).all()

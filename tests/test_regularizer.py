@@ -461,3 +461,17 @@ WRONG = [
 def test_bad_input(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("penalty", [sl.GroupL0(), sl.Exclusive(), sl.LInf(), GL], ids=repr)
+def test_tensor_lr_of_zero_moves_nothing(penalty: sl.Penalty) -> None:
+    layer = nn.Linear(3, 2)
+    before = [p.detach().clone() for p in layer.parameters()]
+    groups = [{"params": [p], "lr": torch.tensor(0.0)} for p in layer.parameters()]
+    optimizer = SGD(groups, lr=0.1)
+    sl.Regularizer(layer, penalty, 0.5, groups="neuron").attach(optimizer)
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, old in zip(layer.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), old)

@@ -50,7 +50,8 @@ def simplex_least_squares(
         x: (..., d).
         atoms: (..., n, d); the leading axes broadcast against those of x. (n, d) or (..., 1, n, d) is one set of atoms for
             many queries and is not expanded.
-        mask: boolean, broadcasts to (..., n), True = may be used.
+        mask: boolean, broadcasts to (..., n), True = may be used. An atom that no query may use may hold NaN; one that
+            some queries may use may not, unless each query has atoms of its own.
         locality: >= 0, dimensionless; a number or a tensor that broadcasts to (..., 1); may need grad.
         ridge: >= 0, absolute: it breaks the scale invariance; likewise.
         tol: a query stops once gap <= tol (looked at every 5 steps).

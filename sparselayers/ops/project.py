@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -108,6 +110,8 @@ def compete(v: Tensor, t: float | Tensor, metric: Tensor | None = None) -> Tenso
     """argmin_x 1/2 sum d (x - v)² + t 1/2 ‖x‖_1² along the last axis, for arguments already checked."""
     if v.shape[-1] == 0:
         return v.clone()
+    if not isinstance(t, Tensor) and t == math.inf:
+        return torch.zeros_like(v)
     size = upcast(v).abs()
     t = strength(t, size)
     if metric is None:

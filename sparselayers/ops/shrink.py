@@ -104,7 +104,10 @@ def group_soft_threshold(v: Tensor, t: float | Tensor, dim: int = -1) -> Tensor:
 def group_scale(v: Tensor, t: float | Tensor) -> Tensor:
     """v (1 - t / ‖v‖_2)_+ along the last axis, for arguments already checked."""
     length = norm(v)
-    if not isinstance(t, Tensor) and 0 < t < 1e15:  # the usual case in few operations; a zero row gets 1 - t / t = 0
+    if (
+        not isinstance(t, Tensor) and torch.finfo(length.dtype).tiny <= t < 1e15
+    ):  # the usual case in few operations; a zero row gets 1 - t / t = 0
+        # A zero row gets 1 - t / t = 0.
         return (v * torch.relu(1 - t / torch.where(length == 0, t, length))).to(v.dtype)
     t = strength(t, length)
     kept = ~(length <= t) | (t == 0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .eager import is_exporting, may_branch
 from .norm import strength, upcast
 
-WEIGHT_RANGE_BITS = 24  # per-entry weights may span this many powers of two before a fixed-pass answer loses digits
+WEIGHT_RANGE_BITS = 40  # per-entry weights may span this many powers of two before a fixed-pass answer loses digits
 
 
 class Waterline(NamedTuple):
@@ -48,16 +48,18 @@ def waterline(u: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0, c: fl
     u = upcast(u)
     top = u.detach().amax(-1, keepdim=True)
     top = torch.where(top == -torch.inf, 0, top)
-    # Relative to the row's top, b becomes b + c top, and what the largest entry keeps suffers no cancellation.
-    w, b = u - top, _right_side(strength(b, top), c, top)
+    spoilt = top - top  # 0, but NaN for a row that holds NaN or +inf
     if isinstance(a, Tensor):
         a = strength(a, top) if a.ndim else strength(a, top).expand_as(top)
+        if a.shape[-1] != 1:
+            top = torch.zeros_like(top)  # a small entry of large weight would lose its digits to the shift
+    # Relative to the row's top, b becomes b + c top, and what the largest entry keeps suffers no cancellation.
+    w, b = u - top, _right_side(strength(b, top), c, top)
     fixed_a, fixed_c = (q.detach() if isinstance(q, Tensor) else q for q in (a, c))
     tau = _climb(w.detach(), fixed_a, b.detach(), fixed_c)
     above = torch.relu(w - tau)
-    area, mass, _ = _sums(above, indicator(above.detach()), a, c)
     # One Newton step from a constant is the closed form on S, identically: so are all its derivatives.
-    tau = tau + (area - _right_side(b, c, tau)) / torch.where(mass > 0, mass, 1)
+    tau = _step(tau, *_sums(above, indicator(above.detach()), a, c), b, c) + spoilt
     return Waterline(torch.relu(w - tau), tau + top)
 
 
@@ -66,17 +68,27 @@ def _right_side(b: Tensor, c: float | Tensor, tau: Tensor) -> Tensor:
     return b + c * tau if isinstance(c, Tensor) or c else b
 
 
+def _step(tau: Tensor, area: Tensor, mass: Tensor, members: Tensor, b: Tensor, c: float | Tensor) -> Tensor:
+    """A Newton step; none where nothing stands out, since tau is then the row's top up to rounding."""
+    some = members > 0
+    return tau + torch.where(some, area - _right_side(b, c, tau), 0) / torch.where(some, mass, 1)
+
+
 def _climb(w: Tensor, a: float | Tensor, b: Tensor, c: float | Tensor) -> Tensor:
-    """Newton's method from the level at which the largest entry stands alone; w <= 0 is 0 at that entry."""
+    """Newton's method from the highest level at which some entry would stand alone.
+
+    With one weight for all that entry is the largest, w = 0. With weights of many scales it need not be, and a start far
+    below the root would leave nothing of it but rounding.
+    """
     per_entry = isinstance(a, Tensor) and a.shape[-1] != 1
-    alone = strength(a, w).expand_as(w).gather(-1, w.argmax(-1, keepdim=True)) if per_entry else a
-    mass = torch.zeros_like(w[..., :1]) + (alone + c)
-    tau = -b / torch.where(mass > 0, mass, 1)
+    mass = torch.zeros_like(w if per_entry else w[..., :1]) + (a + c)
+    alone = a * w - b if per_entry else -b
+    tau = (alone / torch.where(mass > 0, mass, 1)).amax(-1, keepdim=True)
     passes = newton_passes(w, WEIGHT_RANGE_BITS if per_entry else 0) - 1  # the closing step of `waterline` is one
     eager, size = may_branch(w), None
     for _ in range(passes):
         area, mass, members = _sums(*_standing_out(w, tau), a, c)
-        tau = tau + (area - _right_side(b, c, tau)) / torch.where(mass > 0, mass, 1)
+        tau = _step(tau, area, mass, members, b, c)
         if eager:
             if size is not None and torch.equal(members, size):
                 break

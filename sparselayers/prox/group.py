@@ -156,9 +156,11 @@ class SparseGroup(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         entry, group = self._weights(v)
+        by_entry = entry * t if entry else 0.0  # 0 times an infinite t is no number
+        by_group = group * t if group else 0.0
         if metric is None:
-            return group_scale(soft_threshold(v, entry * t), group * t)
-        return group_scale_in(soft_threshold(upcast(v), entry * t / metric), group * t, metric)
+            return group_scale(soft_threshold(v, by_entry), by_group)
+        return group_scale_in(soft_threshold(upcast(v), by_entry / metric), by_group, metric)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         entry, group = self._weights(c)
@@ -177,7 +179,7 @@ class SparseGroup(Penalty):
 
         fixed = size.detach()
         start = fixed.amax(-1, keepdim=True) / (entry + group)  # where the largest entry alone would vanish
-        return nudged_up(newton_root(equation(size), equation(fixed), start)).squeeze(-1).to(c.dtype)
+        return nudged_up(newton_root(equation(size), equation(fixed), start).squeeze(-1).to(c.dtype))
 
 
 @dataclass(frozen=True)

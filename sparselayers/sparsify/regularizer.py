@@ -14,6 +14,8 @@ from ..prox import Penalty
 from .groups import Block, Groups, Include, cut_model
 from .multitensor import Weighted, prox_
 
+LEAST_LR = 1e-12  # a part that does not move is one that hardly moves: its metric stays finite
+
 
 class Regularizer:
     r"""lam times a penalty, summed over groups of a model's weights.
@@ -158,4 +160,5 @@ def _weigh(
     parts, views, lrs = zip(*live, strict=True)
     if all(lr is lrs[0] or (not isinstance(lr, Tensor) and lr == lrs[0]) for lr in lrs):
         return Weighted(parts, views, lrs[0] * lam)
-    return Weighted(parts, views, lam, tuple(1 / lr for lr in lrs))
+    floored = (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else max(lr, LEAST_LR) for lr in lrs)
+    return Weighted(parts, views, lam, tuple(1 / lr for lr in floored))
