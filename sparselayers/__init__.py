@@ -1,9 +1,15 @@
 """sparselayers: one prox core behind sparse codes, sparse attention and sparse weights."""
 
 from . import functional
+from .attention.multihead import MultiheadAttention
+from .attention.sparse_attention import SparseAttention
+from .attention.swap import restore_attention, swap_attention
 from .coding.layers import FISTA, ISTA
+from .mappings.entmax import Entmax
+from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
 from .mappings.shrinkage import SigShrink, SoftThreshold
 from .mappings.simplex import Entmax15, Sparsemax
+from .ops.kernels.switch import kernels
 from .prox import (
     L0,
     L1,
@@ -36,7 +42,9 @@ __all__ = [
     "Box",
     "Constant",
     "ElasticNet",
+    "Entmax",
     "Entmax15",
+    "Entmax15Loss",
     "Exclusive",
     "GroupL0",
     "GroupL2",
@@ -44,6 +52,7 @@ __all__ = [
     "Homotopy",
     "L1Ball",
     "LInf",
+    "MultiheadAttention",
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
@@ -52,9 +61,14 @@ __all__ = [
     "SigShrink",
     "Simplex",
     "SoftThreshold",
+    "SparseAttention",
     "SparseGroup",
     "Sparsemax",
+    "SparsemaxLoss",
     "SparsityReport",
     "functional",
+    "kernels",
+    "restore_attention",
     "sparsity_report",
+    "swap_attention",
 ]

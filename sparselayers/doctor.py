@@ -16,6 +16,7 @@ import torch
 
 import sparselayers as sl
 import sparselayers.functional as F
+from sparselayers.ops.kernels.switch import serve
 
 State = Literal["ok", "missing", "failed", "info"]
 
@@ -26,9 +27,9 @@ EXTRAS = (
     ("matplotlib", "matplotlib", "sparselayers.plotting", "pip install matplotlib"),
     ("sklearn", "scikit-learn", "the data of the demo", "pip install 'sparselayers[demo]'"),
     ("tqdm", "tqdm", "the progress bars of the demo", "pip install 'sparselayers[demo]'"),
-    ("numba", "numba", "CPU kernels: not in this version", ""),
-    ("triton", "triton", "CUDA kernels: not in this version", ""),
-    ("transformers", "transformers", "its integration: not in this version", ""),
+    ("numba", "numba", "CPU kernels", "pip install 'sparselayers[fast]'"),
+    ("triton", "triton", "CUDA kernels", "comes with torch for CUDA"),
+    ("transformers", "transformers", "sparselayers.integrations.transformers", "pip install 'sparselayers[transformers]'"),
     ("torch_pruning", "torch-pruning", "its integration: not in this version", ""),
 )
 
@@ -46,7 +47,7 @@ class Check:
 
 def diagnose(fast: bool = False) -> list[Check]:
     """All checks, in the order of the table; `fast` leaves out torch.compile, which takes some seconds to try."""
-    return [*_machine(), *_operators(), _compiler(fast), *_extras()]
+    return [*_machine(), *_operators(), _kernels("cpu"), _kernels("cuda"), _compiler(fast), *_extras()]
 
 
 def run(fast: bool = False) -> int:
@@ -73,7 +74,6 @@ def _machine() -> list[Check]:
         Check("python", "info", platform.python_version()),
         Check("torch", "info", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"),
         Check("device", "info", device),
-        Check("compiled kernels", "info", "not in this version: plain torch operations run everywhere"),
     ]
 
 
@@ -135,6 +135,27 @@ def _weights() -> bool:
         layer.weight.copy_(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
     sl.Regularizer(layer, sl.GroupL2(), lam=1.0).step(lr=1.0)
     return torch.allclose(layer.weight, torch.tensor([[2.4, 3.2], [0.0, 0.0]])) and not layer.weight[1].any()
+
+
+def _kernels(device: Literal["cpu", "cuda"]) -> Check:
+    """The fused kernels, tried on sparsemax with its gradient. The library works without them."""
+    name, package = ("CPU kernels", "numba") if device == "cpu" else ("CUDA kernels", "triton")
+    if device == "cuda" and not torch.cuda.is_available():
+        return Check(name, "info", "no CUDA device")
+    z = torch.linspace(-1, 2, 300, device=device).sin().view(3, 100)
+    if serve(z) is None:
+        if importlib.util.find_spec(package) is None:
+            return Check(name, "missing", f"{package} is not installed: plain torch operations serve", "see below")
+        return Check(name, "info", "switched off: plain torch operations serve", "unset SPARSELAYERS_KERNELS")
+    try:
+        fused = torch.stack(torch.autograd.functional.vjp(F.sparsemax, z, z))
+        with sl.kernels(False):
+            plain = torch.stack(torch.autograd.functional.vjp(F.sparsemax, z, z))
+    except Exception as error:
+        return Check(name, "failed", _first_line(error), "set SPARSELAYERS_KERNELS=0 and report it with this table")
+    if torch.allclose(fused, plain, atol=1e-6):
+        return Check(name, "ok", f"{package}: sparsemax and its gradient agree with plain torch")
+    return Check(name, "failed", "sparsemax is wrong", "set SPARSELAYERS_KERNELS=0 and report it with this table")
 
 
 def _compiler(fast: bool) -> Check:

@@ -5,20 +5,29 @@ from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
 from .coding.ista import fista, ista
 from .coding.ridge import ridge
+from .mappings.budget import project_budget, topk_simplex
+from .mappings.entmax import entmax
+from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
 from .mappings.simplex import entmax15, sparsemax
 from .ops.project import exclusive_threshold, project_l1_ball, project_simplex
+from .ops.rows import Thresholded
 from .ops.shrink import group_soft_threshold, hard_threshold, sigshrink, soft_threshold, ssbs
 from .ops.spectral import analytic_weight
 
 __all__ = [
     "SimplexResult",
+    "Thresholded",
     "analytic_weight",
+    "entmax",
     "entmax15",
+    "entmax15_loss",
     "exclusive_threshold",
+    "fenchel_young_loss",
     "fista",
     "group_soft_threshold",
     "hard_threshold",
     "ista",
+    "project_budget",
     "project_l1_ball",
     "project_simplex",
     "ridge",
@@ -28,5 +37,7 @@ __all__ = [
     "simplex_least_squares",
     "soft_threshold",
     "sparsemax",
+    "sparsemax_loss",
     "ssbs",
+    "topk_simplex",
 ]

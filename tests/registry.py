@@ -94,6 +94,41 @@ _keys = _randn(2, 1, 4, 5, seed=6)
 _tril = torch.ones(4, 6, dtype=torch.bool).tril(1)
 
 
+_alphas, _sizes = _rand(3, 1, low=1.1, high=2.9), _rand(3, 1, low=1.2, high=4.8)
+_roots = torch.tensor([[0.0], [1.0], [0.5]], dtype=torch.float64)
+
+
+_p = torch.softmax(_randn(3, 7, seed=11), -1)
+
+
+def _budget(v: Tensor, dim: int) -> Tensor:
+    return F.project_budget(v, 2, dim)
+
+
+def _threshold(f: Callable[..., F.Thresholded]) -> Callable[..., Tensor]:
+    return lambda *inputs: f(*inputs, return_threshold=True).threshold
+
+
+def _weighted(v: Tensor, radius: Tensor, weight: Tensor) -> Tensor:
+    return F.project_simplex(v, radius, weight=weight)
+
+
+def _class_loss(mapping: str | float, **options: object) -> Callable[..., Tensor]:
+    return lambda z: F.fenchel_young_loss(z, torch.full(z.shape[:-1], 2), mapping, reduction="none", **options)
+
+
+def _soft_loss(mapping: object, **options: object) -> Callable[..., Tensor]:
+    return lambda z, y: F.fenchel_young_loss(z, y, mapping, reduction="none", **options)
+
+
+def _alpha_loss(z: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    return F.fenchel_young_loss(z, y, 1 + s.square(), reduction="none")
+
+
+def _half_square(p: Tensor, dim: int) -> Tensor:
+    return p.square().sum(dim) / 2
+
+
 def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tensor]:
     return lambda x, D, lam: code(x, D, lam, depth=3, **options)
 
@@ -126,6 +161,29 @@ OPERATORS: list[Operator] = [
     Operator("sparsemax", F.sparsemax, (_v,), (True,)),
     Operator("sparsemax(dim=0)", lambda z: F.sparsemax(z, dim=0), (_randn(6, 3, seed=8),), (False,)),
     Operator("entmax15", F.entmax15, (_v,), (True,)),
+    Operator("entmax(1.3)", lambda z: F.entmax(z, 1.3), (_v,), (True,)),
+    Operator("entmax(3)", lambda z: F.entmax(z, 3.0), (_v,), (True,)),
+    Operator("entmax(alpha)", F.entmax, (_v, _alphas), (True, True)),
+    # At exactly 1 alpha has a derivative from the right only, so 1 is approached there by adding a square.
+    Operator("entmax(alpha=1)", lambda z, s: F.entmax(z, 1 + s.square()), (_v, _roots), (True, True)),
+    Operator("entmax(mask)", lambda z, a: F.entmax(z, a, mask=_seen[0]), (_v, _alphas), (True, True)),
+    Operator("entmax(threshold)", _threshold(F.entmax), (_v, _alphas), (True, True)),
+    Operator("sparsemax(threshold)", _threshold(F.sparsemax), (_v,), (True,)),
+    Operator("entmax15(threshold)", _threshold(F.entmax15), (_v,), (True,)),
+    Operator("project_budget", F.project_budget, (_v, _sizes), (True, True)),
+    Operator("project_budget(mask)", lambda v, k: F.project_budget(v, k, mask=_seen[0]), (_v, _sizes), (True, True)),
+    Operator("topk_simplex", lambda v: F.topk_simplex(v, 3), (_v / 4,), (True,)),
+    Operator("project_simplex(weight)", _weighted, (_v, _rand(3, 1), _rand(3, 7, seed=9)), (True,) * 3),
+    Operator("loss(softmax)", _class_loss("softmax", label_smoothing=0.2), (_v,), (True,)),
+    Operator("loss(entmax15)", _class_loss("entmax15", weight=_rand(7)), (_v,), (True,)),
+    Operator("loss(sparsemax)", _class_loss("sparsemax"), (_v,), (True,)),
+    Operator("loss(1.3)", _class_loss(1.3), (_v,), (True,)),
+    Operator("loss(3)", _class_loss(3.0), (_v,), (True,)),
+    Operator("loss(sum)", lambda z: F.sparsemax_loss(z, torch.tensor([2, -100, 4]), reduction="sum"), (_v,), (False,)),
+    *(Operator(f"loss({a}, probabilities)", _soft_loss(a), (_v, _p), (True, True)) for a in (1.0, 1.5, 1.7, 2.0)),
+    Operator("loss(alpha)", _alpha_loss, (_v, _p, _alphas.sub(1).sqrt()), (True,) * 3),
+    Operator("loss(alpha=1)", _alpha_loss, (_v, _p, _roots), (True,) * 3),
+    Operator("loss(budget)", _soft_loss(_budget, omega=_half_square), (_v, 2 * _p), (True, True)),
     Operator("SigShrink", sl.SigShrink(0.5, 3.0), (_v,), (True,)),
     Operator("SoftThreshold", sl.SoftThreshold(0.5), (_v,), (True,)),
     Operator("ista", _coded(F.ista), _codes, (True, False, True)),

@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
+import sparselayers as sl
 from sparselayers import doctor
 from sparselayers.__main__ import BENCHMARKS, bench, main
+from sparselayers.ops.kernels import rows
 
 
 def test_a_healthy_machine(capsys):
@@ -14,8 +16,8 @@ def test_a_healthy_machine(capsys):
     for name in ("python", "torch", "device", "waterline", "codes", "attention", "weights", "numba", "triton", "tqdm"):
         assert any(line.startswith(name) for line in out.splitlines()), name
     assert "Everything the library needs works." in out
-    kernels = next(line for line in out.splitlines() if line.startswith("compiled kernels"))
-    assert "not in this version" in kernels
+    kernels = next(line for line in out.splitlines() if line.startswith("CPU kernels"))
+    assert "agree with plain torch" in kernels
 
 
 def test_core_checks_pass():
@@ -43,9 +45,29 @@ def test_what_is_missing_comes_with_its_remedy(monkeypatch):
     assert states["tqdm"].state == "missing"
     assert states["tqdm"].remedy == "pip install 'sparselayers[demo]'"
     assert states["scipy"].remedy == "pip install scipy"
+    assert states["numba"].remedy == "pip install 'sparselayers[fast]'"
     # What this version cannot use is not advertised.
-    assert states["numba"].state == "info"
-    assert not states["numba"].remedy
+    assert states["torch-pruning"].state == "info"
+    assert not states["torch-pruning"].remedy
+
+
+def test_kernels_that_are_off_missing_or_wrong(monkeypatch):
+    with sl.kernels(False):
+        off = doctor._kernels("cpu")
+    assert (off.state, off.detail) == ("info", "switched off: plain torch operations serve")
+    monkeypatch.setattr(rows, "_numba", lambda part: 1 / 0)
+    broken = doctor._kernels("cpu")
+    assert (broken.state, broken.core) == ("failed", False)
+    assert "ZeroDivisionError" in broken.detail
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor.torch, "allclose", lambda *args, **options: False)
+    assert doctor._kernels("cpu").detail == "sparsemax is wrong"
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sparselayers.ops.kernels.switch._installed", lambda package: False)
+    assert doctor._kernels("cpu").state == "missing"
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    assert doctor._kernels("cuda").detail == "no CUDA device"
 
 
 def test_without_a_compiler_the_library_still_works(monkeypatch):

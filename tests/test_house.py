@@ -46,7 +46,7 @@ MOST_LINES = 320
 
 # Results and the abstract base are documented by what makes them; an operator without a paper has no source to cite.
 NOT_OPERATORS = {"Penalty", "SparsityReport", "SimplexResult"}
-NO_PAPER = {"Box", "Constant", "Grouped", "Nonnegative", "sparsity_report"}
+NO_PAPER = {"Box", "Constant", "Grouped", "Nonnegative", "restore_attention", "sparsity_report", "swap_attention"}
 
 
 def room(path: Path) -> str:

@@ -89,6 +89,16 @@ def test_weighted_waterline_on_hard_rows(n: int, dtype: torch.dtype, eager: bool
             assert abs(float(found.tau) - float(exact)) <= 1e3 * torch.finfo(dtype).eps * spread, (name, b, c)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_row_all_minus_inf_stands_out_nowhere_under_any_weights(enabled: bool) -> None:
+    u = torch.tensor([[-torch.inf] * 3, [1.0, -torch.inf, 0.5]])
+    with sl.kernels(enabled):
+        for weights in (1.0, torch.tensor([1.0, 2.0, 0.5])):
+            above = waterline(u, weights, 1.0).above
+            assert not above[0].any()
+            torch.testing.assert_close((weights * above)[1].sum(), torch.tensor(1.0))
+
+
 def test_the_pass_bound_is_never_reached_on_hard_rows() -> None:
     for n in (64, 1000, 20000):
         for dtype in (torch.float32, torch.float64):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..mappings.simplex import entmax15, sparsemax
+from ..ops import checks
 from ..ops.norm import upcast
-from . import masks
+from . import lean, masks
 from .scale_free import scale_free_attention
 
 Mapping = Literal["softmax", "sparsemax", "entmax15", "scale_free"] | Callable[[Tensor, int], Tensor]
@@ -73,30 +74,34 @@ def scaled_dot_product_attention(
         if mapping not in MAPPINGS:
             known = ", ".join([*MAPPINGS, "scale_free"])
             raise ValueError(f"mapping must be one of {known} or a callable (scores, dim) -> weights, got {mapping!r}")
-        mapping = MAPPINGS[mapping]
+        name, mapping = mapping, MAPPINGS[mapping]
     elif not callable(mapping):
         raise TypeError(f"mapping must be a name or a callable (scores, dim) -> weights, got {mapping!r}")
+    else:
+        name = ""
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p!r}")
     masks.check_shapes(query, key, value, enable_gqa)
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if name in lean.VJPS and lean.serves(query, key.shape[-2], attn_mask):
+        used = masks.used_keys(attn_mask, is_causal, query, key)
+        if used is not None:
+            key, value = (torch.where(used.unsqueeze(-1), x, 0) for x in (key, value))
+        leading = checks.broadcast(query=query.shape[:-2], key=key.shape[:-2], value=value.shape[:-2])
+        query_, key_, value_ = (upcast(x).expand(*leading, *x.shape[-2:]) for x in (query, key, value))
+        seed = int(torch.randint(2**62, ())) if dropout_p else 0
+        plan = lean.Plan(mapping, lean.VJPS[name], attn_mask, leading, is_causal, scale, dropout_p, seed)
+        return lean.attend(query_, key_, value_, plan).to(query.dtype)
     allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     if allowed is not None:
         key, value = masks.drop_unused_keys(allowed, key), masks.drop_unused_keys(allowed, value)
     # Weights are found in at least 32 bits, so that their sum is right to the last bit of the output's dtype.
-    scores = upcast(query) @ upcast(key).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = upcast(query) @ upcast(key).mT * scale
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         scores = scores + attn_mask
-    weights = mapping(scores, -1) if allowed is None else _mapped_where(allowed, scores, mapping)
+    weights = mapping(scores, -1) if allowed is None else masks.mapped_where(allowed, scores, mapping)
     if dropout_p:
         weights = torch.nn.functional.dropout(weights, dropout_p)
     return (weights @ upcast(value)).to(query.dtype)
-
-
-def _mapped_where(allowed: Tensor, scores: Tensor, mapping: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The mapping over the allowed keys; a row without any is 0 with gradient 0, whatever the mapping makes of -inf."""
-    alive = allowed.any(-1, keepdim=True)
-    scores = torch.where(allowed, scores, -torch.inf)
-    weights = mapping(torch.where(alive, scores, 0), -1)
-    return torch.where(allowed, weights, 0)

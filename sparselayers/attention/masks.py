@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -78,3 +80,28 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
 def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
     """Grouped-query attention: each key head serves n_heads / heads query heads."""
     return x.repeat_interleave(n_heads // x.shape[-3], dim=-3)
+
+
+def mapped_where(allowed: Tensor, scores: Tensor, mapping: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The mapping over the allowed keys; a row without any is 0 with gradient 0, whatever the mapping makes of -inf."""
+    alive = allowed.any(-1, keepdim=True)
+    scores = torch.where(allowed, scores, -torch.inf)
+    weights = mapping(torch.where(alive, scores, 0), -1)
+    return torch.where(allowed, weights, 0)
+
+
+def used_keys(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
+    """True = some query may attend to the key, broadcastable to (..., S); None where every key is used.
+
+    Found without an (L, S) matrix where the mask is none.
+    """
+    allowed = allowed_keys(attn_mask, False, query, key)
+    n_queries, n_keys = query.shape[-2], key.shape[-2]
+    if not is_causal:
+        return None if allowed is None else allowed.any(-2) if allowed.ndim > 1 else allowed
+    reached = torch.arange(n_keys, device=key.device) < n_queries
+    if allowed is None:
+        return reached
+    if allowed.ndim == 1 or allowed.shape[-2] == 1:
+        return (allowed if allowed.ndim == 1 else allowed.squeeze(-2)) & reached
+    return (allowed & torch.ones(n_queries, n_keys, dtype=torch.bool, device=key.device).tril()).any(-2)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.entmax15 import entmax15_rows
-from ..ops.norm import upcast
 from ..ops.project import project_simplex
+from ..ops.rows import Thresholded, leader, masked_rows, restored, thresholded
 
 
-def sparsemax(z: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+@overload
+def sparsemax(
+    z: Tensor, dim: int = -1, mask: Tensor | None = None, *, return_threshold: Literal[False] = False
+) -> Tensor: ...
+@overload
+def sparsemax(
+    z: Tensor, dim: int = -1, mask: Tensor | None = None, *, return_threshold: Literal[True]
+) -> Thresholded: ...
+def sparsemax(
+    z: Tensor, dim: int = -1, mask: Tensor | None = None, *, return_threshold: bool = False
+) -> Tensor | Thresholded:
     r"""Map scores to the nearest point of the probability simplex: probabilities with exact zeros.
 
     argmin_p ‖p - z‖² over the simplex  =  (z - tau)_+.      Jacobian: diag(s) - s s^T / |S|, s the indicator of the support.
@@ -20,6 +32,7 @@ def sparsemax(z: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
         z: scores, any shape with at least one axis. -inf scores get 0; NaN or +inf makes its whole row NaN.
         dim: the axis that sums to 1.
         mask: boolean, broadcasts to z; False takes no part (whatever stands there) and gets 0.
+        return_threshold: return `Thresholded(weights, threshold, support_size)`, with the threshold tau of the closed form.
 
     Returns: the shape and dtype of z; sums are right to the last bit in 16-bit types too. A row with nothing left (all
         masked or all -inf) is 0, with gradient 0.
@@ -38,10 +51,22 @@ def sparsemax(z: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
     checks.floating(z, "z")
     checks.axis(dim, z, "z")
     checks.boolean_mask(mask, z, "z")
+    if return_threshold:
+        return project_simplex(z, 1.0, dim, mask, return_threshold=True)
     return project_simplex(z, 1.0, dim, mask)
 
 
-def entmax15(z: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+@overload
+def entmax15(
+    z: Tensor, dim: int = -1, mask: Tensor | None = None, *, return_threshold: Literal[False] = False
+) -> Tensor: ...
+@overload
+def entmax15(
+    z: Tensor, dim: int = -1, mask: Tensor | None = None, *, return_threshold: Literal[True]
+) -> Thresholded: ...
+def entmax15(
+    z: Tensor, dim: int = -1, mask: Tensor | None = None, *, return_threshold: bool = False
+) -> Tensor | Thresholded:
     r"""Map scores to probabilities by entmax with alpha = 1.5: between softmax and sparsemax, with exact zeros.
 
     argmax_p <p, z> + H_1.5(p) over the simplex  =  (z / 2 - tau)_+²
@@ -50,6 +75,7 @@ def entmax15(z: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
         z: scores, any shape with at least one axis. -inf scores get 0; NaN or +inf makes its whole row NaN.
         dim: the axis that sums to 1.
         mask: boolean, broadcasts to z; False takes no part (whatever stands there) and gets 0.
+        return_threshold: return `Thresholded(weights, threshold, support_size)`, with the threshold tau of the closed form.
 
     Returns: the shape and dtype of z; a row with nothing left is 0, with gradient 0.
 
@@ -63,15 +89,12 @@ def entmax15(z: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
     >>> F.entmax15(torch.tensor([0.5, 1.2, 0.1]))
     tensor([0.2311, 0.6901, 0.0788])
     """
-    checks.floating(z, "z")
-    dim = checks.axis(dim, z, "z")
-    checks.boolean_mask(mask, z, "z")
-    if z.shape[dim] == 0:
-        return z.clone()
-    rows = z.movedim(dim, -1)
-    if mask is not None:
-        rows = torch.where(mask.expand(z.shape).movedim(dim, -1), rows, -torch.inf)
-    return entmax15_rows(upcast(rows)).to(z.dtype).movedim(-1, dim)
+    rows = masked_rows(z, dim, mask, "z")
+    p = entmax15_rows(rows) if z.shape[dim] else rows
+    if not return_threshold:
+        return restored(p, z, dim)
+    top, largest = leader(rows, p)
+    return thresholded(p, top / 2 - torch.where(largest > 0, largest, 1).sqrt(), top, z, dim)
 
 
 class Sparsemax(nn.Module):

@@ -3,32 +3,66 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from . import checks
+from .kernels.rows import project_rows
 from .norm import strength, upcast
+from .rows import Thresholded, entry_parameter, leader, masked_rows, restored, thresholded
 from .shrink import rows_and_strength
 from .waterline import waterline
 
 
-def project_simplex(v: Tensor, radius: float | Tensor = 1.0, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+@overload
+def project_simplex(
+    v: Tensor,
+    radius: float | Tensor = 1.0,
+    dim: int = -1,
+    mask: Tensor | None = None,
+    weight: float | Tensor | None = None,
+    *,
+    return_threshold: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def project_simplex(
+    v: Tensor,
+    radius: float | Tensor = 1.0,
+    dim: int = -1,
+    mask: Tensor | None = None,
+    weight: float | Tensor | None = None,
+    *,
+    return_threshold: Literal[True],
+) -> Thresholded: ...
+def project_simplex(
+    v: Tensor,
+    radius: float | Tensor = 1.0,
+    dim: int = -1,
+    mask: Tensor | None = None,
+    weight: float | Tensor | None = None,
+    *,
+    return_threshold: bool = False,
+) -> Tensor | Thresholded:
     r"""Project each row on the simplex {x >= 0, sum x = radius}; the result has exact zeros.
 
     argmin_x 1/2 ‖x - v‖²  over the simplex  =  (v - tau)_+,  tau such that the row sums to `radius`.
     Jacobian: diag(s) - s s^T / |S| with s the 0/1 indicator of the support S.
+    With a weight w:  over {x >= 0, sum w x = radius}  =  (v - tau w)_+.
 
     Args:
         v: any shape with at least one axis. -inf entries get 0; NaN or +inf makes its whole row NaN.
         radius: >= 0, a number or a tensor that broadcasts to v with size 1 at `dim`; may need grad.
         dim: the axis that sums to `radius`.
         mask: boolean, broadcasts to v; False takes no part (whatever stands there) and gets 0.
+        weight: > 0, a number or a tensor that broadcasts to v; may need grad.
+        return_threshold: return `Thresholded(weights, threshold, support_size)`, with the threshold tau of the closed form.
 
     Returns: the shape and dtype of v. A row with nothing left (all masked or all -inf) is 0, with gradient 0.
 
-    Raises: TypeError for an integer v or a mask that is not boolean; ValueError for a negative number `radius` or shapes
-        that do not fit (for `dim` it is an IndexError too).
+    Raises: TypeError for an integer v or a mask that is not boolean; ValueError for a negative number `radius`, a number
+        `weight` that is not positive, or shapes that do not fit (for `dim` it is an IndexError too).
 
     Source: Held, Wolfe and Crowder 1974; Michelot 1986.
 
@@ -38,14 +72,26 @@ def project_simplex(v: Tensor, radius: float | Tensor = 1.0, dim: int = -1, mask
     >>> F.project_simplex(torch.tensor([0.5, 1.2, 0.1]))
     tensor([0.1500, 0.8500, 0.0000])
     """
-    rows, radius = rows_and_strength(v, radius, dim, "radius")
-    checks.boolean_mask(mask, v, "v")
+    _, radius = rows_and_strength(v, radius, dim, "radius")
+    rows = masked_rows(v, dim, mask)
+    if weight is not None:
+        checks.per_entry(weight, v, "weight")
+        checks.number(weight, "weight", low=0.0, open_low=True)
+        weight = entry_parameter(weight, v, rows, dim)
     if v.shape[dim] == 0:
-        return v.clone()
-    if mask is not None:
-        rows = torch.where(mask.expand(v.shape).movedim(dim, -1), rows, -torch.inf)
-    rows = upcast(rows)
-    return waterline(rows, 1.0, strength(radius, rows)).above.to(v.dtype).movedim(-1, dim)
+        u, above = rows, rows
+    elif weight is None:
+        u, above = rows, waterline(rows, 1.0, strength(radius, rows)).above
+    else:
+        u = rows / weight
+        empty = u.detach().amax(-1, keepdim=True) == -torch.inf
+        above = waterline(torch.where(empty, 0, u), weight.square(), strength(radius, rows)).above
+        above = torch.where(empty, 0, above)
+    x = above if weight is None else weight * above
+    if not return_threshold:
+        return restored(x, v, dim)
+    top, over = leader(u, above)
+    return thresholded(x, top - over, top, v, dim)
 
 
 def project_l1_ball(v: Tensor, radius: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -112,8 +158,12 @@ def compete(v: Tensor, t: float | Tensor, metric: Tensor | None = None) -> Tenso
         return v.clone()
     if not isinstance(t, Tensor) and t == math.inf:
         return torch.zeros_like(v)
-    size = upcast(v).abs()
-    t = strength(t, size)
+    rows = upcast(v)
+    t = strength(t, rows)
+    fused = project_rows(rows, t, 0.0, 1.0, signed=True) if metric is None else None
+    if fused is not None:
+        return fused[0].to(v.dtype)
+    size = rows.abs()
     if metric is None:
         above = waterline(size, a=t, c=1.0).above
     else:
@@ -125,9 +175,13 @@ def clip_l1(v: Tensor, radius: float | Tensor, weight: Tensor | None = None) -> 
     """sign(v) (abs(v) - tau)_+ with tau >= 0 the least level at which sum w (abs(v) - tau)_+ <= radius, last axis."""
     if v.shape[-1] == 0:
         return v.clone()
-    size = upcast(v).abs()
+    rows = upcast(v)
+    radius = strength(radius, rows)
+    fused = project_rows(rows, 1.0, radius, 0.0, signed=True) if weight is None else None
+    if fused is not None:
+        return fused[0].to(v.dtype)
+    size = rows.abs()
     weighted = size.detach() if weight is None else weight.detach() * size.detach()
-    radius = strength(radius, size)
     inside = weighted.sum(-1, keepdim=True) <= radius.detach()
     above = waterline(size, 1.0 if weight is None else weight, radius).above
     return torch.where(inside, v, signed(above, v).to(v.dtype))

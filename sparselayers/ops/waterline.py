@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .eager import is_exporting, may_branch
+from .kernels.rows import level_rows, project_rows
 from .norm import strength, upcast
 
 WEIGHT_RANGE_BITS = 40  # per-entry weights may span this many powers of two before a fixed-pass answer loses digits
@@ -46,6 +47,9 @@ def waterline(u: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0, c: fl
     Source: Held, Wolfe and Crowder 1974 (simplex); Michelot 1986; the pass bound as for Dinkelbach's method.
     """
     u = upcast(u)
+    fused = project_rows(u, a, b, c, signed=False)
+    if fused is not None:
+        return Waterline(*fused)
     top = u.detach().amax(-1, keepdim=True)
     top = torch.where(top == -torch.inf, 0, top)
     spoilt = top - top  # 0, but NaN for a row that holds NaN or +inf
@@ -84,6 +88,10 @@ def _climb(w: Tensor, a: float | Tensor, b: Tensor, c: float | Tensor) -> Tensor
     mass = torch.zeros_like(w if per_entry else w[..., :1]) + (a + c)
     alone = a * w - b if per_entry else -b
     tau = (alone / torch.where(mass > 0, mass, 1)).amax(-1, keepdim=True)
+    tau = torch.where(tau == -torch.inf, 0, tau)  # a row all -inf stands out nowhere
+    fused = level_rows(w, a, b, c, tau)
+    if fused is not None:
+        return fused
     passes = newton_passes(w, WEIGHT_RANGE_BITS if per_entry else 0) - 1  # the closing step of `waterline` is one
     eager, size = may_branch(w), None
     for _ in range(passes):

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from .numba_tools import BLOCK, LANES, MOST_PASSES, bit_pattern, compiled, flat, highest, launch, peaks_of
 
+NEAR = 0.02  # the lower bound is then close enough that the support is found in one or two passes
+
 
 @compiled()
-def _moments(v, lo, hi, top, tau):
-    """Sum, sum of squares and number of the ((v - top) / 2 - tau)_+ of the row; NaN comes through.
+def _moments(v, lo, hi, top, tau, one):
+    """Sum, sum of squares and number of the ((v - top) / 2 - tau)_+ of the row, in the precision of `one`; NaN comes through.
 
     -abs(v - top) for v - top: see numba_rows.
     """
     area, square, members = 0.0, 0.0, 0.0
-    zero, half, one = v.dtype.type(0), v.dtype.type(0.5), v.dtype.type(1)
+    zero, half = one - one, one / (one + one)
     while lo < hi:
         stop = min(hi, lo + np.uint64(BLOCK))
         part, squares, count = zero, zero, zero
@@ -34,61 +36,59 @@ def _moments(v, lo, hi, top, tau):
         square += squares
         members += count
         lo = stop
-    f = v.dtype.type
-    return f(area), f(square), f(members)
+    return area, square, members
 
 
 @compiled()
 def _write_squares(v, lo, hi, top, tau, out):
     """out = ((v - top) / 2 - tau)_+²; how many entries stand out."""
-    zero, half, one = v.dtype.type(0), v.dtype.type(0.5), v.dtype.type(1)
-    count = zero
+    count = 0.0
     for j in range(lo, hi):
-        d = -half * abs(v[j] - top) - tau
-        count += one if d > 0 else zero
-        out[j] = zero if d <= 0 else d * d
+        d = -0.5 * abs(v[j] - top) - tau
+        count += 1.0 if d > 0 else 0.0
+        out[j] = 0.0 if d <= 0 else d * d
     return count
 
 
 @compiled()
 def _entmax15(v, bits, n, shift, magnitude, out, first, last):
-    f = v.dtype.type
+    f, one = v.dtype.type, v.dtype.type(1)
     lanes = np.empty(LANES + 1, bits.dtype)
     peaks = lanes.view(v.dtype)
-    wide = np.uint64(LANES)
+    wide, origin = np.uint64(LANES), np.uint64(0)
     for i in range(first, last):
         lo, hi = i * n, i * n + n
-        tau = -f(1)  # relative to the top, where that entry alone would be the answer
         if n > wide:
             lanes[LANES] = peaks_of(bits, lo, hi, shift, magnitude, False, lanes)
-            top = peaks[LANES] if peaks[LANES] != -np.inf else f(0)
-            for _ in range(LANES):
-                area, square, _members = _moments(peaks, np.uint64(0), wide, top, tau)
-                length = math.sqrt(square)
-                step = length * (length - f(1)) / area if area > 0 else f(0)
-                tau += step
-                if not step > 1e-3:
-                    break
         else:
             lanes[LANES] = highest(bits, lo, hi, shift, magnitude, False)
-            top = peaks[LANES] if peaks[LANES] != -np.inf else f(0)
-        before = -f(1)
+        top = peaks[LANES] if peaks[LANES] != -np.inf else f(0)
+        low = -one  # relative to the top, where that entry alone would be the answer
+        for _ in range(LANES):
+            if n > wide:
+                area, square, _members = _moments(peaks, origin, wide, top, low, one)
+            else:
+                area, square, _members = _moments(v, lo, hi, top, low, one)
+            length = math.sqrt(square)
+            step = f(length * (length - 1.0) / area) if area > 0 else f(0)
+            low += step
+            if not step > NEAR:
+                break
+        tau, wide_top = np.float64(low), np.float64(top)
         for passes in range(MOST_PASSES):
-            area, square, members = _moments(v, lo, hi, top, tau)
+            area, square, members = _moments(v, lo, hi, wide_top, tau, 1.0)
             if members == 0 and area == area:  # nothing left in this row
-                _write_squares(v, lo, hi, top, tau, out)
+                _write_squares(v, lo, hi, wide_top, tau, out)
                 break
             length = math.sqrt(square)
-            step = length * (length - f(1)) / area
-            # On a support found before, the closed form is tried; where it leaves the support as it was it is the root.
-            if members == before or passes == 0 or not step > 0.0:
-                mean = area / members
-                spread = (f(1) - square + area * mean) / members
-                closed = f(tau + mean - math.sqrt(max(spread, f(0))))
-                same = _write_squares(v, lo, hi, top, closed, out) == members
-                if same or (passes > 0 and not step > 0.0) or closed != closed:
-                    break
-            before = members
+            step = length * (length - 1.0) / area
+            # On this support the closed form is the root, unless it leaves the support.
+            mean = area / members
+            spread = max((1.0 - square + area * mean) / members, 0.0)
+            closed = tau + mean - math.sqrt(spread)
+            same = _write_squares(v, lo, hi, wide_top, closed, out) == members
+            if same or (passes > 0 and not step > 0.0) or closed != closed:
+                break
             tau += step
 
 
@@ -108,13 +108,10 @@ def _entmax15_back(p, g, n, grad, first, last):
         start = lo
         while start < hi:
             stop = min(hi, start + np.uint64(BLOCK))
-            part, roots = zero, zero
             for j in range(start, stop):
-                root = math.sqrt(p[j])
-                part += root * g[j] if p[j] != 0 else zero
-                roots += root
-            weighted += part
-            total += roots
+                root = np.float64(math.sqrt(p[j]))
+                weighted += root * g[j] if p[j] != 0 else 0.0
+                total += root
             start = stop
         mean = f(weighted / total) if total != 0 else zero
         for j in range(lo, hi):

@@ -115,12 +115,11 @@ def _project_back(out, g, n, a, c, level, signed, grad, first, last):
             total += part
             members += count
             start = stop
-        tau = level[i]
-        if signed and tau <= 0:
+        tau, a_i, c_i = level[i], at(a, i), at(c, i)
+        if signed and tau <= 0 and (a_i == 0 or c_i == 0):  # inside the ball, or t = 0
             for j in range(lo, hi):
                 grad[j] = g[j]
             continue
-        a_i, c_i = at(a, i), at(c, i)
         share = f(a_i * total / (a_i * members + c_i) if members > 0 else 0.0) + (tau - tau)
         for j in range(lo, hi):
             grad[j] = g[j] - (-share if out[j] < 0 else share) if out[j] != 0 else zero

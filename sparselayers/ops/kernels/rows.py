@@ -53,6 +53,24 @@ def level_rows(u: Tensor, a: Strength, b: Strength, c: Strength, start: Tensor) 
     return module.level(u.reshape(-1, n).contiguous(), *strengths, start.reshape(-1, 1)).view(start.shape)
 
 
+def sparsemax_vjp(p: Tensor, g: Tensor) -> Tensor:
+    """The vector-Jacobian product of the projection on the simplex at its result p, along the last axis."""
+    if serve(p) is None or serve(g) is None:
+        return _project_back(p, g, None, 1.0, 0.0, p, False)
+    flat = p.reshape(-1, p.shape[-1])
+    nowhere = flat.new_zeros(flat.shape[0], 1)
+    back = _kernels(p, "rows").project_backward(flat, g.reshape(flat.shape).contiguous(), 1.0, 0.0, nowhere, False)
+    return back.view(p.shape)
+
+
+def entmax15_vjp(p: Tensor, g: Tensor) -> Tensor:
+    """The vector-Jacobian product of entmax-1.5 at its result p, along the last axis."""
+    if serve(p) is None or serve(g) is None:
+        return _entmax15_back(p, g)
+    flat = p.reshape(-1, p.shape[-1])
+    return _kernels(p, "entmax15").entmax15_backward(flat, g.reshape(flat.shape).contiguous()).view(p.shape)
+
+
 def _rows_of(v: Tensor, *strengths: Strength) -> tuple[Strength, ...] | None:
     """Each strength as a number or (rows, 1); None where one needs a gradient or has more rows than v."""
     found: list[Strength] = []
@@ -120,7 +138,10 @@ def _project_back(
     pull = (signs * g).sum(-1, keepdim=True)
     pull = pull if g_tau is None else pull - g_tau
     moved = members * g - signs * (a * pull / torch.where(mass > 0, mass, 1))
-    return torch.where(tau <= 0, g, moved) if signed else moved
+    if not signed:
+        return moved
+    at_rest = (torch.as_tensor(a) == 0) | (torch.as_tensor(c) == 0)  # inside the ball, or t = 0
+    return torch.where(at_rest.to(tau.device) & (tau <= 0), g, moved)
 
 
 class _Entmax15(torch.autograd.Function):

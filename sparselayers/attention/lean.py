@@ -1,0 +1,156 @@
+"""Attention whose (L, S) weights are never whole in memory: blocks of queries, recomputed in the backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.eager import is_plain_eager
+from ..ops.kernels.rows import entmax15_vjp, sparsemax_vjp
+from . import masks
+
+BLOCK = {"cpu": 2**18, "cuda": 2**26}  # weights in a block: 1 MB in float32 stays in a CPU core's cache
+WORTH = 2**22  # weights in all from which blocks are used without being asked for
+
+Vjp = Callable[[Tensor, Tensor], Tensor]
+
+
+def _softmax_vjp(p: Tensor, g: Tensor) -> Tensor:
+    return p * (g - (p * g).sum(-1, keepdim=True))
+
+
+# What the backward needs of a mapping: the vector-Jacobian product, from the weights alone.
+VJPS: dict[str, Vjp] = {"softmax": _softmax_vjp, "sparsemax": sparsemax_vjp, "entmax15": entmax15_vjp}
+
+
+class Plan(NamedTuple):
+    """All of an attention that is not a query, key or value. `leading` are the query's axes before (L, E)."""
+
+    mapping: Callable[[Tensor, int], Tensor]
+    vjp: Vjp
+    attn_mask: Tensor | None
+    leading: tuple[int, ...]
+    is_causal: bool
+    scale: float
+    dropout_p: float
+    seed: int
+
+
+class Block(NamedTuple):
+    """Some queries of some heads, and the keys before `keys`, which are all that they may see."""
+
+    number: int
+    heads: slice
+    rows: slice
+    keys: slice
+
+
+def serves(query: Tensor, n_keys: int, attn_mask: Tensor | None) -> bool:
+    """Whether blocks are right and worth it: plain eager mode, many weights, and no gradient for the mask."""
+    size = query.numel() // max(1, query.shape[-1]) * n_keys
+    return size >= max(1, WORTH) and is_plain_eager(query) and not (attn_mask is not None and attn_mask.requires_grad)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
+    """mapping(scale Q K^T + mask) V block by block: (..., L, E), (..., S, E), (..., S, Ev) of equal leading axes."""
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
+    return _Attend.apply(*flat, plan).view(*query.shape[:-1], value.shape[-1])
+
+
+def blocks(query: Tensor, key: Tensor, plan: Plan) -> list[Block]:
+    """Whole heads together where they are small, pieces of one head where it is large."""
+    (heads, length, _), n_keys = query.shape, key.shape[-2]
+    room = BLOCK["cpu" if query.device.type == "cpu" else "cuda"]
+    together = max(1, room // max(1, length * n_keys))
+    rows = length if together > 1 else max(1, min(length, room // max(1, n_keys)))
+    found = []
+    for head in range(0, heads, together):
+        for row in range(0, length, rows):
+            last = min(row + rows, length)
+            keys = min(last, n_keys) if plan.is_causal else n_keys
+            found.append(Block(len(found), slice(head, head + together), slice(row, last), slice(0, keys)))
+    return found
+
+
+def _weights(query: Tensor, key: Tensor, block: Block, plan: Plan) -> tuple[Tensor, Tensor | None]:
+    """The block's weights before dropout, and the factors that dropout puts on them."""
+    scores = torch.baddbmm(query.new_zeros(()), query, key.mT, beta=0, alpha=plan.scale)
+    mask = None if plan.attn_mask is None else _part(plan.attn_mask, block, plan.leading)
+    allowed = masks.allowed_keys(mask, False, query, key)
+    if plan.is_causal:
+        row = torch.arange(block.rows.start, block.rows.stop, device=query.device)
+        causal = torch.arange(key.shape[-2], device=query.device) <= row.unsqueeze(-1)
+        allowed = causal if allowed is None else allowed & causal
+    if mask is not None and mask.dtype != torch.bool:
+        scores = scores + mask
+    weights = plan.mapping(scores, -1) if allowed is None else masks.mapped_where(allowed, scores, plan.mapping)
+    if not plan.dropout_p:
+        return weights, None
+    generator = torch.Generator(query.device).manual_seed(plan.seed + block.number)
+    kept = torch.rand(weights.shape, generator=generator, device=query.device) >= plan.dropout_p
+    return weights, kept / (1 - plan.dropout_p) if plan.dropout_p < 1 else kept.to(weights.dtype)
+
+
+def _part(attn_mask: Tensor, block: Block, leading: tuple[int, ...]) -> Tensor:
+    """The block's part of a mask that broadcasts to (*leading, L, S): (heads or 1, rows or 1, keys or 1)."""
+    while attn_mask.ndim < len(leading) + 2:
+        attn_mask = attn_mask.unsqueeze(0)
+    if attn_mask.shape[-2] > 1:
+        attn_mask = attn_mask[..., block.rows, :]
+    if attn_mask.shape[-1] > 1:
+        attn_mask = attn_mask[..., block.keys]
+    if all(size == 1 for size in attn_mask.shape[:-2]):
+        return attn_mask.reshape(1, *attn_mask.shape[-2:])
+    heads = torch.arange(block.heads.start, min(block.heads.stop, math.prod(leading)), device=attn_mask.device)
+    places = torch.unravel_index(heads, leading)
+    return attn_mask[
+        tuple(at if size > 1 else torch.zeros_like(at) for at, size in zip(places, attn_mask.shape, strict=False))
+    ]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.plan = plan
+        out = value.new_empty(*query.shape[:-1], value.shape[-1])
+        for block in blocks(query, key, plan):
+            weights, kept = _weights(query[block.heads, block.rows], key[block.heads, block.keys], block, plan)
+            weights = weights if kept is None else weights * kept
+            out[block.heads, block.rows] = torch.bmm(weights, value[block.heads, block.keys])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_differentiable_backward(query, key, value, g, ctx.plan), None
+        plan = ctx.plan
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for block in blocks(query, key, plan):
+            q, k, v = query[block.heads, block.rows], key[block.heads, block.keys], value[block.heads, block.keys]
+            pull = g[block.heads, block.rows]
+            weights, kept = _weights(q, k, block, plan)
+            grad_value[block.heads, block.keys].baddbmm_((weights if kept is None else weights * kept).mT, pull)
+            grad_weights = torch.bmm(pull, v.mT)
+            grad_scores = plan.vjp(weights, grad_weights if kept is None else grad_weights * kept)
+            grad_query[block.heads, block.rows] = torch.bmm(grad_scores, k).mul_(plan.scale)
+            grad_key[block.heads, block.keys].baddbmm_(grad_scores.mT, q, alpha=plan.scale)
+        return grad_query, grad_key, grad_value, None
+
+
+def _differentiable_backward(query: Tensor, key: Tensor, value: Tensor, g: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    """The same with a graph, for a second derivative: all weights are held."""
+    inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (query, key, value)]
+    query, key, value = inputs
+    out = []
+    for block in blocks(query, key, plan):
+        weights, kept = _weights(query[block.heads, block.rows], key[block.heads, block.keys], block, plan)
+        weights = weights if kept is None else weights * kept
+        out.append((weights @ value[block.heads, block.keys]).flatten(0, 1))
+    whole = torch.cat(out).view(g.shape)
+    return torch.autograd.grad(whole, inputs, g, create_graph=True)

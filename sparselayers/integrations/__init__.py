@@ -1,0 +1,1 @@
+"""Floor 4: other libraries; each is imported only when its integration is used."""
