@@ -35,6 +35,7 @@ MODELS = {  # name -> (mapping, whether the scale adapts to the length)
 }
 WIDTH, HEADS, LAYERS = 64, 4, 2
 CONTEXT = 128  # characters
+MAP_OF = 0  # the held-out piece whose attention is drawn
 NUMBERS, TRAINED = 128, 16  # sorting: which numbers there are, and the largest length trained on
 LENGTHS = (TRAINED, 2 * TRAINED, 4 * TRAINED)
 SLOPES = torch.tensor([0.0, 0.0, 1 / 16, 1 / 4])  # of each head; two heads know nothing of distance, two do
@@ -63,7 +64,7 @@ class Block(nn.Module):
         self.project, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
         )
 
     def forward(self, x: Tensor, seen: list[Tensor] | None) -> Tensor:
@@ -123,3 +124,168 @@ def sorting(n: int, length: int) -> tuple[Tensor, Tensor]:
     target = symbols[:, 1:].clone()
     target[:, :length] = -100
     return symbols[:, :-1], target
+
+
+def reference() -> tuple[Tensor, Tensor, str]:
+    """Python's language reference, as `help()` has it: nine tenths to train on, one tenth held out, and its alphabet."""
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    alphabet = "".join(sorted(set(text)))
+    place = {character: i for i, character in enumerate(alphabet)}
+    symbols = torch.tensor([place[character] for character in text])
+    train, held_out = symbols.split([len(symbols) * 9 // 10, len(symbols) - len(symbols) * 9 // 10])
+    return train, held_out, alphabet
+
+
+def pieces(text: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Characters from each start on, and the characters that come next."""
+    cut = text[starts.unsqueeze(-1) + torch.arange(length + 1)]
+    return cut[:, :-1], cut[:, 1:]
+
+
+@torch.no_grad()
+def bits(model: Decoder, symbols: Tensor, target: Tensor, seen: list[Tensor] | None = None) -> float:
+    """Per character."""
+    return nn.functional.cross_entropy(model(symbols, seen).flatten(0, 1), target.flatten()).item() / math.log(2)
+
+
+def language(steps: int, names: list[str], seed: int = 0) -> tuple[list[dict], dict, dict[str, list[Tensor]]]:
+    """A row a model, curves over the steps, and each layer's attention weights on a held-out piece."""
+    text, held_out, alphabet = reference()
+    # The same characters in long pieces and in short ones.
+    long = pieces(held_out, torch.linspace(0, len(held_out) - 4 * CONTEXT - 1, 16).long(), 4 * CONTEXT)
+    short = (long[0].reshape(-1, CONTEXT), long[1].reshape(-1, CONTEXT))
+    visible = torch.ones(CONTEXT, CONTEXT).tril().bool()
+    places = [2**k for k in range(4, 20) if 2**k < steps] + [steps]
+    keys = ["bits, training", "bits, held out", *(f"zeros, layer {layer}" for layer in range(1, LAYERS + 1))]
+    curves: dict[str, dict[str, list[float]]] = {key: {} for key in keys}
+    rows, maps = [], {}
+    for name in names:
+        torch.manual_seed(seed)
+        model, losses, start = Decoder(len(alphabet), *MODELS[name]), [], time.perf_counter()
+
+        def batches() -> tuple[Tensor, Tensor]:
+            return pieces(text, torch.randint(len(text) - CONTEXT, (16,)), CONTEXT)
+
+        for step, loss in enumerate(train(model, batches, steps, lr=3e-3), 1):
+            losses.append(loss / math.log(2))
+            if step in places:
+                seen: list[Tensor] = []
+                found = [statistics.fmean(losses[-(step + 1) // 2 :][-50:]), bits(model, *short, seen)]
+                found += [(w[..., visible] == 0).float().mean().item() for w in seen]
+                for key, value in zip(keys, found, strict=True):
+                    curves[key].setdefault(name, []).append(value)
+        seconds = time.perf_counter() - start
+        maps[name] = [w[MAP_OF] for w in seen]
+        last = {key: curves[key][name][-1] for key in keys}
+        rows.append({"model": name, **last, "bits, 4x context": bits(model, *long), "seconds": seconds})
+    return rows, {"steps": places, "curves": curves}, maps
+
+
+@torch.no_grad()
+def sorts(model: Decoder, length: int, n: int) -> tuple[float, float]:
+    """Shares of lists and of places that come out right.
+
+    The true places before are given; a list is right throughout exactly if it is right when the model reads its own answer.
+    """
+    torch.manual_seed(length)  # the same lists for every model
+    symbols, target = sorting(n, length)
+    right = (model(symbols).argmax(-1) == target)[:, length:]
+    return right.all(-1).float().mean().item(), right.float().mean().item()
+
+
+def generalisation(steps: int, names: list[str], seeds: int, n: int) -> list[dict]:
+    """A row a model: exact match and accuracy by place at each length, the mean over the seeds and each seed's exact match."""
+    rows = []
+    for name in names:
+        found, start = [], time.perf_counter()
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            model = Decoder(NUMBERS + 1, *MODELS[name])
+            losses = list(train(model, lambda: sorting(32, int(torch.randint(2, TRAINED + 1, ()))), steps, lr=3e-3))
+            found.append([losses[-1], *(share for length in LENGTHS for share in sorts(model, length, n))])
+        row: dict = {"model": name}
+        for i, length in enumerate(LENGTHS):
+            row[f"lists, {length}"] = statistics.fmean(each[1 + 2 * i] for each in found)
+            row[f"places, {length}"] = statistics.fmean(each[2 + 2 * i] for each in found)
+            row[f"each seed, {length}"] = [[each[1 + 2 * i], each[2 + 2 * i]] for each in found]
+        rows.append(row | {"seconds": (time.perf_counter() - start) / seeds})
+    return rows
+
+
+def markdown(rows: list[dict]) -> str:
+    """A table; lists of numbers stay in the JSON."""
+    keys = [key for key in rows[0] if not isinstance(rows[0][key], list)]
+    cells = [[f"{row[key]:.3g}" if isinstance(row[key], float) else row[key] for key in keys] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [keys, ["---"] * len(keys), *cells])
+
+
+def draw(curves: dict, maps: dict[str, list[Tensor]], sorted_rows: list[dict], folder: Path) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    plotting.curves(
+        curves["steps"], curves["curves"], xlabel="steps", title="A character model of Python's language reference"
+    ).savefig(folder / "language.png")
+    panels = {
+        f"share of {what} sorted right": {row["model"]: [row[f"{what}, {n}"] for n in LENGTHS] for row in sorted_rows}
+        for what in ("lists", "places")
+    }
+    title = f"Sorting, trained on lists of up to {TRAINED}"
+    plotting.curves(LENGTHS, panels, xlabel="numbers in the list", title=title).savefig(folder / "sorting.png")
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="white")
+    columns = [(layer, head) for layer in range(LAYERS) for head in (0, HEADS - 1)]
+    figure = Figure(figsize=(2.4 * len(columns), 2.4 * len(maps)), dpi=80, layout="constrained")
+    for line, (name, layers) in zip(figure.subplots(len(maps), len(columns)), maps.items(), strict=True):
+        for axes, (layer, head) in zip(line, columns, strict=True):
+            weights = layers[layer][head, -48:, -48:]
+            drawn = axes.imshow(weights.sqrt().where(weights > 0, torch.nan).numpy(), cmap=colours, vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[], title=f"layer {layer + 1}, slope {SLOPES[head]:g}")
+        line[0].set_ylabel(name)
+    figure.colorbar(drawn, ax=figure.axes, label="root of a weight; white: exactly 0", shrink=0.5)
+    figure.savefig(folder / "attention.png")
+
+
+def machine() -> dict:
+    """What the run ran on, without the machine's name."""
+    info = Path("/proc/cpuinfo")
+    models = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--full", action="store_true", help="train until something is learnt: about 20 minutes")
+    parser.add_argument(
+        "--out", type=Path, help="folder for attention_swap.json and the pictures; nothing is written without"
+    )
+    options = parser.parse_args()
+    language_steps, sorting_steps, seeds, lists = (800, 2500, 2, 500) if options.full else (16, 50, 1, 50)
+    names = list(MODELS)
+    rows, curves, maps = language(language_steps, names)
+    what = f"Character model, {language_steps} steps of 16 x {CONTEXT} characters, 1 seed"
+    tables = [{"what": what, "rows": rows}]
+    print(f"{what}\n\n{markdown(rows)}\n", flush=True)
+    rows = generalisation(sorting_steps, names, seeds, lists)
+    what = f"Sorting, {sorting_steps} steps of 32 lists of 2 to {TRAINED} numbers, mean of {seeds} seed(s), {lists} lists a length"
+    tables.append({"what": what, "rows": rows})
+    print(f"{what}\n\n{markdown(rows)}")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        results = {"machine": machine(), "full": options.full, "tables": tables, "curves": curves}
+        text = json.dumps(results, indent=1)
+        (options.out / "attention_swap.json").write_text(text + "\n", encoding="utf-8")
+        draw(curves, maps, rows, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,6 +60,7 @@ def cases() -> dict[str, tuple[tuple[Tensor, Tensor, Tensor], dict]]:
         "scale": ((q, k, v), {"scale": 0.1}),
         "grouped heads": ((randn(2, 6, 7, 5), k, v), {"enable_gqa": True}),
         "shared keys": ((q, k[:1, :1], v[:, :1]), {}),
+        "more masks than queries": ((q[0, 0], k[0, 0], v[0, 0]), {"attn_mask": whole[0]}),
         "one query": ((q[..., :1, :], k, v), {}),
     }
 

@@ -22,7 +22,6 @@ from . import parity
 from .parity import CHECK, NAMES, bert, generated, llama, output, padding, t5, tokens
 
 EVERY = pytest.mark.parametrize("name", NAMES)
-EXACT = ["sparsemax", "entmax15"]
 AGAINST_EAGER = dict(parity.against_eager())
 BY_ITSELF = {(name, situation): f for name in NAMES for situation, f in parity.by_itself(name)}
 
@@ -131,6 +130,16 @@ def test_the_implementation_changes_on_an_existing_model(name: str) -> None:
     torch.testing.assert_close(output(model, "eager", input_ids=ids), eager, atol=0, rtol=0)
     direct = hf.LlamaForCausalLM._from_config(model.config, attn_implementation=name)
     assert direct.config._attn_implementation == name
+
+
+@pytest.mark.parametrize("name", ["sparsemax", "entmax15", CHECK])
+def test_compile_in_one_graph(name: str) -> None:
+    model, ids, left = llama(), tokens(), padding("left")
+    expected = output(model, name, input_ids=ids, attention_mask=left, use_cache=False)
+    call = lambda ids, mask: model(ids, attention_mask=mask, use_cache=False).logits  # noqa: E731
+    with torch.no_grad():
+        found = torch.compile(call, fullgraph=True, backend="aot_eager")(ids, left)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @EVERY

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..mappings.simplex import entmax15, sparsemax
-from ..ops import checks
 from ..ops.norm import upcast
 from . import lean, masks
 from .scale_free import scale_free_attention
@@ -74,26 +73,17 @@ def scaled_dot_product_attention(
         if mapping not in MAPPINGS:
             known = ", ".join([*MAPPINGS, "scale_free"])
             raise ValueError(f"mapping must be one of {known} or a callable (scores, dim) -> weights, got {mapping!r}")
-        name, mapping = mapping, MAPPINGS[mapping]
     elif not callable(mapping):
         raise TypeError(f"mapping must be a name or a callable (scores, dim) -> weights, got {mapping!r}")
-    else:
-        name = ""
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p!r}")
     masks.check_shapes(query, key, value, enable_gqa)
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if name in lean.VJPS and lean.serves(query, key.shape[-2], attn_mask):
-        used = masks.used_keys(attn_mask, is_causal, query, key)
-        if used is not None:
-            key, value = (torch.where(used.unsqueeze(-1), x, 0) for x in (key, value))
-        leading = checks.broadcast(query=query.shape[:-2], key=key.shape[:-2], value=value.shape[:-2])
-        query_, key_, value_ = (upcast(x).expand(*leading, *x.shape[-2:]) for x in (query, key, value))
-        seed = int(torch.randint(2**62, ())) if dropout_p else 0
-        plan = lean.Plan(mapping, lean.VJPS[name], attn_mask, leading, is_causal, scale, dropout_p, seed)
-        return lean.attend(query_, key_, value_, plan).to(query.dtype)
+    if isinstance(mapping, str) and lean.serves(query, key.shape[-2], attn_mask):
+        return lean.attend(query, key, value, attn_mask, dropout_p, is_causal, scale, mapping)
+    mapped = MAPPINGS[mapping] if isinstance(mapping, str) else mapping
     allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     if allowed is not None:
         key, value = masks.drop_unused_keys(allowed, key), masks.drop_unused_keys(allowed, value)
@@ -101,7 +91,7 @@ def scaled_dot_product_attention(
     scores = upcast(query) @ upcast(key).mT * scale
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         scores = scores + attn_mask
-    weights = mapping(scores, -1) if allowed is None else masks.mapped_where(allowed, scores, mapping)
+    weights = mapped(scores, -1) if allowed is None else masks.mapped_where(allowed, scores, mapped)
     if dropout_p:
         weights = torch.nn.functional.dropout(weights, dropout_p)
     return (weights @ upcast(value)).to(query.dtype)

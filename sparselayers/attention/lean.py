@@ -9,29 +9,39 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..mappings.simplex import entmax15, sparsemax
+from ..ops import checks
 from ..ops.eager import is_plain_eager
 from ..ops.kernels.rows import entmax15_vjp, sparsemax_vjp
+from ..ops.norm import upcast
 from . import masks
 
 BLOCK = {"cpu": 2**18, "cuda": 2**26}  # weights in a block: 1 MB in float32 stays in a CPU core's cache
 WORTH = 2**22  # weights in all from which blocks are used without being asked for
-
-Vjp = Callable[[Tensor, Tensor], Tensor]
 
 
 def _softmax_vjp(p: Tensor, g: Tensor) -> Tensor:
     return p * (g - (p * g).sum(-1, keepdim=True))
 
 
-# What the backward needs of a mapping: the vector-Jacobian product, from the weights alone.
-VJPS: dict[str, Vjp] = {"softmax": _softmax_vjp, "sparsemax": sparsemax_vjp, "entmax15": entmax15_vjp}
+class Mapping(NamedTuple):
+    """Scores along a `dim` to weights, and the vector-Jacobian product from the weights alone."""
+
+    forward: Callable[[Tensor, int], Tensor]
+    vjp: Callable[[Tensor, Tensor], Tensor]
+
+
+MAPPINGS: dict[str, Mapping] = {
+    "softmax": Mapping(torch.softmax, _softmax_vjp),
+    "sparsemax": Mapping(sparsemax, sparsemax_vjp),
+    "entmax15": Mapping(entmax15, entmax15_vjp),
+}
 
 
 class Plan(NamedTuple):
     """All of an attention that is not a query, key or value. `leading` are the query's axes before (L, E)."""
 
-    mapping: Callable[[Tensor, int], Tensor]
-    vjp: Vjp
+    mapping: Mapping
     attn_mask: Tensor | None
     leading: tuple[int, ...]
     is_causal: bool
@@ -55,10 +65,29 @@ def serves(query: Tensor, n_keys: int, attn_mask: Tensor | None) -> bool:
     return size >= max(1, WORTH) and is_plain_eager(query) and not (attn_mask is not None and attn_mask.requires_grad)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """mapping(scale Q K^T + mask) V block by block: (..., L, E), (..., S, E), (..., S, Ev) of equal leading axes."""
-    flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
-    return _Attend.apply(*flat, plan).view(*query.shape[:-1], value.shape[-1])
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
+    mapping: str,
+) -> Tensor:
+    """mapping(scale Q K^T + mask) V block by block, for arguments already checked and grouped heads repeated."""
+    used = masks.used_keys(attn_mask, is_causal, query, key)
+    if used is not None:
+        key, value = (torch.where(used.unsqueeze(-1), x, 0) for x in (key, value))
+    masked = () if attn_mask is None else attn_mask.shape[:-2]
+    leading = checks.broadcast(
+        query=query.shape[:-2], key=key.shape[:-2], value=value.shape[:-2], attn_mask=torch.Size(masked)
+    )
+    seed = int(torch.randint(2**62, ())) if dropout_p else 0
+    plan = Plan(MAPPINGS[mapping], attn_mask, leading, is_causal, scale, dropout_p, seed)
+    flat = [upcast(x).expand(*leading, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
+    out = _Attend.apply(*flat, plan)
+    return out.view(*leading, *out.shape[-2:]).to(query.dtype)
 
 
 def blocks(query: Tensor, key: Tensor, plan: Plan) -> list[Block]:
@@ -67,7 +96,7 @@ def blocks(query: Tensor, key: Tensor, plan: Plan) -> list[Block]:
     room = BLOCK["cpu" if query.device.type == "cpu" else "cuda"]
     together = max(1, room // max(1, length * n_keys))
     rows = length if together > 1 else max(1, min(length, room // max(1, n_keys)))
-    found = []
+    found: list[Block] = []
     for head in range(0, heads, together):
         for row in range(0, length, rows):
             last = min(row + rows, length)
@@ -87,7 +116,11 @@ def _weights(query: Tensor, key: Tensor, block: Block, plan: Plan) -> tuple[Tens
         allowed = causal if allowed is None else allowed & causal
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask
-    weights = plan.mapping(scores, -1) if allowed is None else masks.mapped_where(allowed, scores, plan.mapping)
+    weights = (
+        plan.mapping.forward(scores, -1)
+        if allowed is None
+        else masks.mapped_where(allowed, scores, plan.mapping.forward)
+    )
     if not plan.dropout_p:
         return weights, None
     generator = torch.Generator(query.device).manual_seed(plan.seed + block.number)
@@ -137,7 +170,7 @@ class _Attend(torch.autograd.Function):
             weights, kept = _weights(q, k, block, plan)
             grad_value[block.heads, block.keys].baddbmm_((weights if kept is None else weights * kept).mT, pull)
             grad_weights = torch.bmm(pull, v.mT)
-            grad_scores = plan.vjp(weights, grad_weights if kept is None else grad_weights * kept)
+            grad_scores = plan.mapping.vjp(weights, grad_weights if kept is None else grad_weights * kept)
             grad_query[block.heads, block.rows] = torch.bmm(grad_scores, k).mul_(plan.scale)
             grad_key[block.heads, block.keys].baddbmm_(grad_scores.mT, q, alpha=plan.scale)
         return grad_query, grad_key, grad_value, None

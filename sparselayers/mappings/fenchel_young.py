@@ -48,13 +48,13 @@ def entmax_loss(z: Tensor, y: Tensor, alpha: float | Tensor, free_sum: bool) -> 
 def _terms(y: Tensor, p: Tensor, gap: Tensor, alpha: float | Tensor) -> Tensor:
     """A class's part of the loss: the Bregman divergence of Omega from p to y, >= 0, and y times what z misses tau by.
 
-    Where p vanishes, or is so small that its digits go, `gap` = z - tau takes the place of log_a(p).
+    Where p is far below y, nothing cancels, and `gap` = z - tau, which knows how far, takes the place of log_a(p).
     """
-    few = p <= math.sqrt(torch.finfo(p.dtype).tiny)
-    seen = torch.where(few, 1, p)
+    far = p <= y / 8
+    seen = torch.where(far, 1, p)
     positive = y > 0
     mass = torch.where(positive, y, 1)
-    outside = torch.where(y == 0, 0, y * ((_log(mass.log(), alpha) - 1) / alpha - gap))
+    outside = torch.where(positive, y * ((_log(mass.log(), alpha) - 1) / alpha - gap), 0) + p**alpha / alpha
     if not isinstance(alpha, Tensor) and alpha == 2:
         inside = (y - seen).square() / 2
     elif not isinstance(alpha, Tensor) and alpha == 1.5:
@@ -63,7 +63,7 @@ def _terms(y: Tensor, p: Tensor, gap: Tensor, alpha: float | Tensor) -> Tensor:
     else:
         relative = _log(torch.log1p((mass - seen) / seen), alpha)
         inside = seen ** (alpha - 1) / alpha * (torch.where(positive, y * relative, 0) - (y - seen))
-    return torch.where(few, outside, inside).clamp(min=0)
+    return torch.where(far, outside, inside).clamp(min=0)
 
 
 def _bend(p: Tensor, alpha: float | Tensor) -> Tensor:
@@ -71,11 +71,9 @@ def _bend(p: Tensor, alpha: float | Tensor) -> Tensor:
     still = p.detach()
     if not isinstance(alpha, Tensor) and alpha == 2:
         return (p - still).square() / 2
-    few = still <= torch.finfo(p.dtype).tiny
-    seen = torch.where(few, 1, still)
-    x = torch.where(few, 1, p) / seen
-    size = torch.where(few, 0, seen**alpha / alpha)
-    return size * (x * _log(x.log(), alpha) - x)
+    some = still > torch.finfo(p.dtype).tiny
+    seen, p = torch.where(some, still, 1), torch.where(some, p, 1)
+    return torch.where(some, seen ** (alpha - 1) / alpha, 0) * (p * _log((p / seen).log(), alpha) - p)
 
 
 def _log(log_x: Tensor, alpha: float | Tensor) -> Tensor:

@@ -129,12 +129,14 @@ def entmax15(z: Tensor) -> Tensor:
     """(z / 2 - tau)_+² with row sum 1; z is (m, n), contiguous."""
     out = torch.empty_like(z)
     bits = flat(z.view(torch.int32 if z.dtype == torch.float32 else torch.int64))
-    launch(_entmax15, _entmax15_parallel, (flat(z), bits, np.uint64(z.shape[1]), *bit_pattern(z), flat(out)), z)
+    args = (flat(z), bits, np.uint64(z.shape[1]), *bit_pattern(z), flat(out))
+    launch(_entmax15, _entmax15_parallel, args, z.shape[0], z.numel())
     return out
 
 
 def entmax15_backward(p: Tensor, g: Tensor) -> Tensor:
     """The vector-Jacobian product of `entmax15` at its result p."""
     grad = torch.empty_like(p)
-    launch(_entmax15_back, _entmax15_back_parallel, (flat(p), flat(g), np.uint64(p.shape[1]), flat(grad)), p)
+    args = (flat(p), flat(g), np.uint64(p.shape[1]), flat(grad))
+    launch(_entmax15_back, _entmax15_back_parallel, args, p.shape[0], p.numel())
     return grad

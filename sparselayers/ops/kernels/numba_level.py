@@ -65,5 +65,5 @@ def level(u: Tensor, a, b, c, start: Tensor) -> Tensor:
     per_entry = isinstance(a, Tensor) and a.shape == u.shape and u.shape[1] > 1
     weights = flat(a) if per_entry else per_row(a).astype(flat(found).dtype)
     args = (flat(u), np.uint64(u.shape[1]), weights, per_row(b), per_row(c), flat(found), per_entry)
-    launch(_level, _level_parallel, args, u)
+    launch(_level, _level_parallel, args, u.shape[0], u.numel())
     return found

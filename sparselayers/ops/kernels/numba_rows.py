@@ -143,7 +143,7 @@ def project(v: Tensor, a, b, c, signed: bool) -> tuple[Tensor, Tensor]:
     data = (flat(v), flat(v.view(torch.int32 if v.dtype == torch.float32 else torch.int64)), np.uint64(v.shape[1]))
     strengths = (per_row(a), per_row(b), per_row(c))
     args = (*data, shift, magnitude, *strengths, signed, flat(out), flat(level))
-    launch(_project, _project_parallel, args, v)
+    launch(_project, _project_parallel, args, v.shape[0], v.numel())
     return out, level
 
 
@@ -151,5 +151,5 @@ def project_backward(out: Tensor, g: Tensor, a, c, tau: Tensor, signed: bool) ->
     """The vector-Jacobian product of `project` on the constant support of `out`."""
     grad = torch.empty_like(out)
     args = (flat(out), flat(g), np.uint64(out.shape[1]), per_row(a), per_row(c), flat(tau), signed, flat(grad))
-    launch(_project_back, _project_back_parallel, args, out)
+    launch(_project_back, _project_back_parallel, args, out.shape[0], out.numel())
     return grad

@@ -92,16 +92,16 @@ def at(strengths, i):
     return strengths[i] if strengths.size > 1 else strengths[0]
 
 
-def launch(serial, parallel, args: tuple, like: Tensor) -> None:
-    """All rows of `like`, on as many threads as torch uses."""
-    rows, parts = like.shape[0], min(torch.get_num_threads(), like.shape[0])
-    if parts > 1 and like.numel() >= PARALLEL and not _forked and _threads.acquire(blocking=False):
+def launch(serial, parallel, args: tuple, units: int, work: int) -> None:
+    """All `units` (rows, mostly), on as many threads as torch uses where there is `work` enough for them."""
+    parts = min(torch.get_num_threads(), units)
+    if parts > 1 and work >= PARALLEL and not _forked and _threads.acquire(blocking=False):
         try:
-            parallel(*args, rows, parts)
+            parallel(*args, units, parts)
         finally:
             _threads.release()
     else:
-        serial(*args, np.uint64(0), np.uint64(rows))
+        serial(*args, np.uint64(0), np.uint64(units))
 
 
 def flat(x: Tensor) -> np.ndarray:
