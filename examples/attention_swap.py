@@ -148,7 +148,7 @@ def bits(model: Decoder, symbols: Tensor, target: Tensor, seen: list[Tensor] | N
     return nn.functional.cross_entropy(model(symbols, seen).flatten(0, 1), target.flatten()).item() / math.log(2)
 
 
-def language(steps: int, names: list[str], seed: int = 0) -> tuple[list[dict], dict, dict[str, list[Tensor]]]:
+def language(steps: int, names: list[str]) -> tuple[list[dict], dict, dict[str, list[Tensor]]]:
     """A row a model, curves over the steps, and each layer's attention weights on a held-out piece."""
     text, held_out, alphabet = reference()
     # The same characters in long pieces and in short ones.
@@ -160,8 +160,8 @@ def language(steps: int, names: list[str], seed: int = 0) -> tuple[list[dict], d
     curves: dict[str, dict[str, list[float]]] = {key: {} for key in keys}
     rows, maps = [], {}
     for name in names:
-        torch.manual_seed(seed)
-        model, losses, start = Decoder(len(alphabet), *MODELS[name]), [], time.perf_counter()
+        torch.manual_seed(0)
+        model, losses = Decoder(len(alphabet), *MODELS[name]), []
 
         def batches() -> tuple[Tensor, Tensor]:
             return pieces(text, torch.randint(len(text) - CONTEXT, (16,)), CONTEXT)
@@ -170,14 +170,13 @@ def language(steps: int, names: list[str], seed: int = 0) -> tuple[list[dict], d
             losses.append(loss / math.log(2))
             if step in places:
                 seen: list[Tensor] = []
-                found = [statistics.fmean(losses[-(step + 1) // 2 :][-50:]), bits(model, *short, seen)]
+                found = [statistics.fmean(losses[-16:]), bits(model, *short, seen)]
                 found += [(w[..., visible] == 0).float().mean().item() for w in seen]
                 for key, value in zip(keys, found, strict=True):
                     curves[key].setdefault(name, []).append(value)
-        seconds = time.perf_counter() - start
         maps[name] = [w[MAP_OF] for w in seen]
         last = {key: curves[key][name][-1] for key in keys}
-        rows.append({"model": name, **last, "bits, 4x context": bits(model, *long), "seconds": seconds})
+        rows.append({"model": name, **last, "bits, 4x context": bits(model, *long)})
     return rows, {"steps": places, "curves": curves}, maps
 
 
@@ -197,7 +196,7 @@ def generalisation(steps: int, names: list[str], seeds: int, n: int) -> list[dic
     """A row a model: exact match and accuracy by place at each length, the mean over the seeds and each seed's exact match."""
     rows = []
     for name in names:
-        found, start = [], time.perf_counter()
+        found = []
         for seed in range(seeds):
             torch.manual_seed(seed)
             model = Decoder(NUMBERS + 1, *MODELS[name])
@@ -208,7 +207,7 @@ def generalisation(steps: int, names: list[str], seeds: int, n: int) -> list[dic
             row[f"lists, {length}"] = statistics.fmean(each[1 + 2 * i] for each in found)
             row[f"places, {length}"] = statistics.fmean(each[2 + 2 * i] for each in found)
             row[f"each seed, {length}"] = [[each[1 + 2 * i], each[2 + 2 * i]] for each in found]
-        rows.append(row | {"seconds": (time.perf_counter() - start) / seeds})
+        rows.append(row)
     return rows
 
 
@@ -248,18 +247,12 @@ def draw(curves: dict, maps: dict[str, list[Tensor]], sorted_rows: list[dict], f
 def machine() -> dict:
     """What the run ran on, without the machine's name."""
     info = Path("/proc/cpuinfo")
-    models = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = {
+        "cpu": next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
     }
+    found |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return found | {"torch": torch.__version__, "python": platform.python_version()}
 
 
 def main() -> None:
@@ -269,21 +262,23 @@ def main() -> None:
         "--out", type=Path, help="folder for attention_swap.json and the pictures; nothing is written without"
     )
     options = parser.parse_args()
-    language_steps, sorting_steps, seeds, lists = (800, 2500, 2, 500) if options.full else (16, 50, 1, 50)
-    names = list(MODELS)
+    language_steps, sorting_steps, seeds, lists = (500, 2000, 3, 500) if options.full else (8, 25, 1, 50)
+    names, start = list(MODELS), time.perf_counter()
     rows, curves, maps = language(language_steps, names)
     what = f"Character model, {language_steps} steps of 16 x {CONTEXT} characters, 1 seed"
     tables = [{"what": what, "rows": rows}]
     print(f"{what}\n\n{markdown(rows)}\n", flush=True)
     rows = generalisation(sorting_steps, names, seeds, lists)
-    what = f"Sorting, {sorting_steps} steps of 32 lists of 2 to {TRAINED} numbers, mean of {seeds} seed(s), {lists} lists a length"
+    what = f"Sorting, {sorting_steps} steps of 32 lists of 2 to {TRAINED} numbers, mean of {seeds} seed(s), {lists} lists each"
     tables.append({"what": what, "rows": rows})
     print(f"{what}\n\n{markdown(rows)}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        results = {"machine": machine(), "full": options.full, "tables": tables, "curves": curves}
-        text = json.dumps(results, indent=1)
-        (options.out / "attention_swap.json").write_text(text + "\n", encoding="utf-8")
+        minutes = round((time.perf_counter() - start) / 60, 1)
+        command = f"python examples/attention_swap.py{' --full' if options.full else ''} --out FOLDER"
+        results = {"command": command, "minutes": minutes, "machine": machine(), "tables": tables, "curves": curves}
+        text = json.dumps(results, indent=1) + "\n"
+        (options.out / "attention_swap.json").write_text(text, encoding="utf-8")
         draw(curves, maps, rows, options.out)
 
 

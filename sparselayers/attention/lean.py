@@ -1,4 +1,8 @@
-"""Attention whose (L, S) weights are never whole in memory: blocks of queries, recomputed in the backward."""
+"""Attention whose (L, S) weights are never whole in memory: blocks of queries.
+
+A block whose weights are mostly exact zeros is kept as its support, and both products with it touch nothing else; what is
+saved for the backward is O(support). Any other block is recomputed in the backward.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from ..mappings.simplex import entmax15, sparsemax
 from ..ops import checks
 from ..ops.eager import is_plain_eager
 from ..ops.kernels.rows import entmax15_vjp, sparsemax_vjp
+from ..ops.kernels.supports import Support, pull_back_, read, support_of
 from ..ops.norm import upcast
 from . import masks
 
@@ -25,16 +30,17 @@ def _softmax_vjp(p: Tensor, g: Tensor) -> Tensor:
 
 
 class Mapping(NamedTuple):
-    """Scores along a `dim` to weights, and the vector-Jacobian product from the weights alone."""
+    """Scores along a `dim` to weights, the vector-Jacobian product from the weights alone, and whether zeros are many."""
 
     forward: Callable[[Tensor, int], Tensor]
     vjp: Callable[[Tensor, Tensor], Tensor]
+    sparse: bool
 
 
 MAPPINGS: dict[str, Mapping] = {
-    "softmax": Mapping(torch.softmax, _softmax_vjp),
-    "sparsemax": Mapping(sparsemax, sparsemax_vjp),
-    "entmax15": Mapping(entmax15, entmax15_vjp),
+    "softmax": Mapping(torch.softmax, _softmax_vjp, False),
+    "sparsemax": Mapping(sparsemax, sparsemax_vjp, True),
+    "entmax15": Mapping(entmax15, entmax15_vjp, True),
 }
 
 
@@ -148,31 +154,47 @@ def _part(attn_mask: Tensor, block: Block, leading: tuple[int, ...]) -> Tensor:
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.plan = plan
         out = value.new_empty(*query.shape[:-1], value.shape[-1])
+        saved: list[Tensor] = []
+        ctx.listed = []
         for block in blocks(query, key, plan):
-            weights, kept = _weights(query[block.heads, block.rows], key[block.heads, block.keys], block, plan)
-            weights = weights if kept is None else weights * kept
-            out[block.heads, block.rows] = torch.bmm(weights, value[block.heads, block.keys])
+            q, k, v = query[block.heads, block.rows], key[block.heads, block.keys], value[block.heads, block.keys]
+            weights, kept = _weights(q, k, block, plan)
+            found = support_of(weights) if kept is None and plan.mapping.sparse else None
+            if found is None:
+                out[block.heads, block.rows] = torch.bmm(weights if kept is None else weights * kept, v)
+            else:
+                out[block.heads, block.rows] = read(found, v)
+                saved += found
+            ctx.listed.append(found is not None)
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.plan = plan
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value = ctx.saved_tensors
+        query, key, value, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_differentiable_backward(query, key, value, g, ctx.plan), None
-        plan = ctx.plan
+        plan, listed = ctx.plan, iter(saved)
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block in blocks(query, key, plan):
+        for block, is_listed in zip(blocks(query, key, plan), ctx.listed, strict=True):
             q, k, v = query[block.heads, block.rows], key[block.heads, block.keys], value[block.heads, block.keys]
-            pull = g[block.heads, block.rows]
+            pull, pulled_key = g[block.heads, block.rows], grad_key[block.heads, block.keys]
+            pulled_value = grad_value[block.heads, block.keys]
+            if is_listed:
+                found = Support(next(listed), next(listed), next(listed))
+                root = plan.mapping.vjp is entmax15_vjp
+                grad_query[block.heads, block.rows] = pull_back_(
+                    found, pull, q, k, v, pulled_key, pulled_value, plan.scale, root
+                )
+                continue
             weights, kept = _weights(q, k, block, plan)
-            grad_value[block.heads, block.keys].baddbmm_((weights if kept is None else weights * kept).mT, pull)
+            pulled_value.baddbmm_((weights if kept is None else weights * kept).mT, pull)
             grad_weights = torch.bmm(pull, v.mT)
             grad_scores = plan.mapping.vjp(weights, grad_weights if kept is None else grad_weights * kept)
             grad_query[block.heads, block.rows] = torch.bmm(grad_scores, k).mul_(plan.scale)
-            grad_key[block.heads, block.keys].baddbmm_(grad_scores.mT, q, alpha=plan.scale)
+            pulled_key.baddbmm_(grad_scores.mT, q, alpha=plan.scale)
         return grad_query, grad_key, grad_value, None
 
 
