@@ -35,7 +35,6 @@ MODELS = {  # name -> (mapping, whether the scale adapts to the length)
 }
 WIDTH, HEADS, LAYERS = 64, 4, 2
 CONTEXT = 128  # characters
-MAP_OF = 0  # the held-out piece whose attention is drawn
 NUMBERS, TRAINED = 128, 16  # sorting: which numbers there are, and the largest length trained on
 LENGTHS = (TRAINED, 2 * TRAINED, 4 * TRAINED)
 SLOPES = torch.tensor([0.0, 0.0, 1 / 16, 1 / 4])  # of each head; two heads know nothing of distance, two do
@@ -144,11 +143,11 @@ def pieces(text: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def bits(model: Decoder, symbols: Tensor, target: Tensor, seen: list[Tensor] | None = None) -> float:
-    """Per character."""
+    """Cross-entropy a character."""
     return nn.functional.cross_entropy(model(symbols, seen).flatten(0, 1), target.flatten()).item() / math.log(2)
 
 
-def language(steps: int, names: list[str]) -> tuple[list[dict], dict, dict[str, list[Tensor]]]:
+def language(steps: int) -> tuple[list[dict], dict, dict[str, list[Tensor]]]:
     """A row a model, curves over the steps, and each layer's attention weights on a held-out piece."""
     text, held_out, alphabet = reference()
     # The same characters in long pieces and in short ones.
@@ -159,7 +158,7 @@ def language(steps: int, names: list[str]) -> tuple[list[dict], dict, dict[str, 
     keys = ["bits, training", "bits, held out", *(f"zeros, layer {layer}" for layer in range(1, LAYERS + 1))]
     curves: dict[str, dict[str, list[float]]] = {key: {} for key in keys}
     rows, maps = [], {}
-    for name in names:
+    for name in MODELS:
         torch.manual_seed(0)
         model, losses = Decoder(len(alphabet), *MODELS[name]), []
 
@@ -174,7 +173,7 @@ def language(steps: int, names: list[str]) -> tuple[list[dict], dict, dict[str, 
                 found += [(w[..., visible] == 0).float().mean().item() for w in seen]
                 for key, value in zip(keys, found, strict=True):
                     curves[key].setdefault(name, []).append(value)
-        maps[name] = [w[MAP_OF] for w in seen]
+        maps[name] = [w[0] for w in seen]
         last = {key: curves[key][name][-1] for key in keys}
         rows.append({"model": name, **last, "bits, 4x context": bits(model, *long)})
     return rows, {"steps": places, "curves": curves}, maps
@@ -184,7 +183,7 @@ def language(steps: int, names: list[str]) -> tuple[list[dict], dict, dict[str, 
 def sorts(model: Decoder, length: int, n: int) -> tuple[float, float]:
     """Shares of lists and of places that come out right.
 
-    The true places before are given; a list is right throughout exactly if it is right when the model reads its own answer.
+    The true places before are given; a list is right here exactly if it is right when the model reads its own answer.
     """
     torch.manual_seed(length)  # the same lists for every model
     symbols, target = sorting(n, length)
@@ -192,21 +191,22 @@ def sorts(model: Decoder, length: int, n: int) -> tuple[float, float]:
     return right.all(-1).float().mean().item(), right.float().mean().item()
 
 
-def generalisation(steps: int, names: list[str], seeds: int, n: int) -> list[dict]:
-    """A row a model: exact match and accuracy by place at each length, the mean over the seeds and each seed's exact match."""
+def generalisation(steps: int, seeds: int, n: int) -> list[dict]:
+    """A row a model: `sorts` at each length, the mean over the seeds, and for each seed."""
     rows = []
-    for name in names:
+    for name in MODELS:
         found = []
         for seed in range(seeds):
             torch.manual_seed(seed)
             model = Decoder(NUMBERS + 1, *MODELS[name])
-            losses = list(train(model, lambda: sorting(32, int(torch.randint(2, TRAINED + 1, ()))), steps, lr=3e-3))
-            found.append([losses[-1], *(share for length in LENGTHS for share in sorts(model, length, n))])
+            for _ in train(model, lambda: sorting(32, int(torch.randint(2, TRAINED + 1, ()))), steps, lr=3e-3):
+                pass
+            found.append([sorts(model, length, n) for length in LENGTHS])
         row: dict = {"model": name}
-        for i, length in enumerate(LENGTHS):
-            row[f"lists, {length}"] = statistics.fmean(each[1 + 2 * i] for each in found)
-            row[f"places, {length}"] = statistics.fmean(each[2 + 2 * i] for each in found)
-            row[f"each seed, {length}"] = [[each[1 + 2 * i], each[2 + 2 * i]] for each in found]
+        for length, each_seed in zip(LENGTHS, zip(*found, strict=True), strict=True):
+            lists, places = zip(*each_seed, strict=True)
+            row |= {f"lists, {length}": statistics.fmean(lists), f"places, {length}": statistics.fmean(places)}
+            row[f"each seed, {length}"] = list(each_seed)
         rows.append(row)
     return rows
 
@@ -234,7 +234,7 @@ def draw(curves: dict, maps: dict[str, list[Tensor]], sorted_rows: list[dict], f
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="white")
     columns = [(layer, head) for layer in range(LAYERS) for head in (0, HEADS - 1)]
     figure = Figure(figsize=(2.4 * len(columns), 2.4 * len(maps)), dpi=80, layout="constrained")
-    for line, (name, layers) in zip(figure.subplots(len(maps), len(columns)), maps.items(), strict=True):
+    for line, (name, layers) in zip(figure.subplots(len(maps), len(columns), squeeze=False), maps.items(), strict=True):
         for axes, (layer, head) in zip(line, columns, strict=True):
             weights = layers[layer][head, -48:, -48:]
             drawn = axes.imshow(weights.sqrt().where(weights > 0, torch.nan).numpy(), cmap=colours, vmin=0, vmax=1)
@@ -262,13 +262,13 @@ def main() -> None:
         "--out", type=Path, help="folder for attention_swap.json and the pictures; nothing is written without"
     )
     options = parser.parse_args()
-    language_steps, sorting_steps, seeds, lists = (500, 2000, 3, 500) if options.full else (8, 25, 1, 50)
-    names, start = list(MODELS), time.perf_counter()
-    rows, curves, maps = language(language_steps, names)
+    language_steps, sorting_steps, seeds, lists = (1024, 2000, 3, 500) if options.full else (16, 40, 1, 50)
+    start = time.perf_counter()
+    rows, curves, maps = language(language_steps)
     what = f"Character model, {language_steps} steps of 16 x {CONTEXT} characters, 1 seed"
     tables = [{"what": what, "rows": rows}]
     print(f"{what}\n\n{markdown(rows)}\n", flush=True)
-    rows = generalisation(sorting_steps, names, seeds, lists)
+    rows = generalisation(sorting_steps, seeds, lists)
     what = f"Sorting, {sorting_steps} steps of 32 lists of 2 to {TRAINED} numbers, mean of {seeds} seed(s), {lists} lists each"
     tables.append({"what": what, "rows": rows})
     print(f"{what}\n\n{markdown(rows)}")
@@ -277,8 +277,8 @@ def main() -> None:
         minutes = round((time.perf_counter() - start) / 60, 1)
         command = f"python examples/attention_swap.py{' --full' if options.full else ''} --out FOLDER"
         results = {"command": command, "minutes": minutes, "machine": machine(), "tables": tables, "curves": curves}
-        text = json.dumps(results, indent=1) + "\n"
-        (options.out / "attention_swap.json").write_text(text, encoding="utf-8")
+        short = json.loads(json.dumps(results), parse_float=lambda digits: round(float(digits), 4))
+        (options.out / "attention_swap.json").write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
         draw(curves, maps, rows, options.out)
 
 

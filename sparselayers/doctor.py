@@ -29,7 +29,12 @@ EXTRAS = (
     ("tqdm", "tqdm", "the progress bars of the demo", "pip install 'sparselayers[demo]'"),
     ("numba", "numba", "CPU kernels", "pip install 'sparselayers[fast]'"),
     ("triton", "triton", "CUDA kernels", "comes with torch for CUDA"),
-    ("transformers", "transformers", "sparselayers.integrations.transformers", "pip install 'sparselayers[transformers]'"),
+    (
+        "transformers",
+        "transformers",
+        "sparselayers.integrations.transformers",
+        "pip install 'sparselayers[transformers]'",
+    ),
     ("torch_pruning", "torch-pruning", "its integration: not in this version", ""),
 )
 

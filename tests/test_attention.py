@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as torchs
 
+import sparselayers as sl
 import sparselayers.functional as F
 
 SPARSE = {"sparsemax": F.sparsemax, "entmax15": F.entmax15}
@@ -385,8 +386,8 @@ WRONG = [
         r"leading axes must broadcast against each other, got query \(2,\), key \(3,\), value \(3,\)",
     ),
     (lambda: attend(Q, K, V, mapping="entmax"), ValueError, "mapping must be one of softmax.*scale_free.*got 'entmax'"),
-    (lambda: attend(Q, K, V, mapping=1.5), TypeError, "mapping must be a name or a callable.*got 1.5"),
-    (lambda: attend(Q, K, V, mapping=None), TypeError, "mapping must be a name or a callable"),
+    (lambda: attend(Q, K, V, mapping=1.5), TypeError, "mapping must be one of .* or an nn.Module instance, got 1.5"),
+    (lambda: attend(Q, K, V, mapping=None), TypeError, "mapping must be one of .*a callable"),
     (lambda: attend(Q, K, V, dropout_p=-0.1), ValueError, r"dropout_p must lie in \[0, 1\], got -0.1"),
     (lambda: attend(Q, K, V, dropout_p=1.5), ValueError, r"dropout_p must lie in \[0, 1\]"),
     (lambda: attend(Q, K, V, dropout_p=float("nan")), ValueError, r"dropout_p must lie in \[0, 1\], got nan"),
@@ -411,3 +412,12 @@ WRONG = [
 def test_bad_input(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_module_as_the_mapping_is_called_with_the_scores_alone() -> None:
+    q, k, v = (torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(s)) for s in range(3))
+    mapping = sl.Entmax(1.5, learn_alpha=True)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, mapping=mapping)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=True, mapping="entmax15"))
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mapping.parameters())

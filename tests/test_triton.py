@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sparselayers as sl
 import sparselayers.functional as F
+from sparselayers.attention import fused
 
 from . import oracles
 from .test_ops import hard_rows
@@ -258,8 +259,8 @@ def test_what_is_dispatched_to_triton_is_the_plain_path(monkeypatch: pytest.Monk
             x = v.clone().requires_grad_()
             out = user(x) if user in users[:2] else user(x, t)
             answers.append((out, torch.autograd.grad(out, x, g)[0]))
-    for plain, fused in zip(answers[: len(users)], answers[len(users) :], strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-14)
+    for plain, ours in zip(answers[: len(users)], answers[len(users) :], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
 
 
 def boolean(*shape: int) -> Tensor:
@@ -451,3 +452,60 @@ def test_every_kernel_compiles_for_hopper(tmp_path) -> None:
     compiled = done.stdout.split("\n")[:-1]
     assert len(compiled) == 4 * 6 + 3 + 3 * 5
     assert all(line.endswith(" True") for line in compiled)
+
+
+@pytest.mark.skipif(GPU, reason="a CUDA tensor is dispatched without help")
+@pytest.mark.parametrize("mapping", ["sparsemax", "entmax15"])
+def test_attention_is_dispatched_to_the_fused_kernel(mapping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any leading axes, shared and grouped heads, masks: the same as the plain path, which sees repeated heads."""
+    q, k, v = random(2, 4, 5, 3, seed=0), random(2, 2, 7, 3, seed=1), random(2, 2, 7, 2, seed=2)
+    calls = {
+        "grouped": (lambda x: x, {"enable_gqa": True, "is_causal": True}),
+        "three axes, grouped": (lambda x: x[0], {"enable_gqa": True, "attn_mask": boolean(4, 5, 7)}),
+        "two axes": (lambda x: x[0, 0], {"attn_mask": boolean(1, 7)}),
+        "five axes": (lambda x: x[:, None, :2], {"attn_mask": boolean(2, 1, 1, 1, 7), "scale": 0.5}),
+        "shared keys": (lambda x: x if x.shape[1] == 4 else x[:1, :1], {"attn_mask": floating(5, 8)[:, 1:]}),
+        "one axis of queries less": (lambda x: x[0, 0] if x.shape[1] == 4 else x[0], {}),
+    }
+    for name, (cut, options) in calls.items():
+        inputs = [cut(x).clone().requires_grad_() for x in (q, k, v)]
+        with sl.kernels(False):
+            expected = F.scaled_dot_product_attention(*inputs, mapping=mapping, **options)
+        pull = torch.linspace(-1, 1, expected.numel()).view(expected.shape)
+        grads = torch.autograd.grad(expected, inputs, pull)
+        with monkeypatch.context() as patch:
+            patch.setattr("sparselayers.attention.fused.serve", lambda x: "triton")
+            found = F.scaled_dot_product_attention(*inputs, mapping=mapping, **options)
+            assert "_Fused" in str(found.grad_fn) or "Fused" in str(found.grad_fn.next_functions), name
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            for ours, theirs in zip(torch.autograd.grad(found, inputs, pull), grads, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(GPU, reason="a CUDA tensor is dispatched without help")
+def test_a_second_derivative_of_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [random(1, heads, 4, 3, seed=s).requires_grad_() for s, heads in enumerate((4, 2, 2))]
+
+    def second() -> list[Tensor]:
+        out = F.scaled_dot_product_attention(*inputs, enable_gqa=True)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum(x.square().sum() for x in first), inputs))
+
+    with sl.kernels(False):
+        expected = second()
+    monkeypatch.setattr("sparselayers.attention.fused.serve", lambda x: "triton")
+    for ours, theirs in zip(second(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_fused_kernel_leaves_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparselayers.attention.fused.serve", lambda x: "triton")
+    q = torch.zeros(2, 3, 4)
+    assert fused.serves(q, q, q, None, 0.0, "sparsemax")
+    assert not fused.serves(q, q, q, None, 0.1, "sparsemax")
+    assert not fused.serves(q, q, q, None, 0.0, "softmax")
+    assert not fused.serves(q.double(), q, q, None, 0.0, "entmax15")
+    assert not fused.serves(q, q, torch.zeros(2, 3, 257), None, 0.0, "entmax15")
+    assert not fused.serves(q, q[:, :0], q[:, :0], None, 0.0, "entmax15")
+    assert not fused.serves(q, q, q, torch.zeros(3, 3, requires_grad=True), 0.0, "entmax15")
+    assert not fused.serves(q, q, q, torch.zeros(5, 2, 3, 3), 0.0, "entmax15")

@@ -17,8 +17,7 @@ def allowed_keys(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: 
     """
     allowed, n_queries, n_keys = None, query.shape[-2], key.shape[-2]
     if attn_mask is not None:
-        check(attn_mask, query.dtype, n_queries, n_keys)
-        checks.broadcast(attn_mask=attn_mask.shape[:-2], query=query.shape[:-2], key=key.shape[:-2])
+        check(attn_mask, query, key)
         allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
         # NaN in an additive mask is not "masked": it must reach the scores.
         allowed = allowed if attn_mask.dtype == torch.bool else allowed | attn_mask.isnan()
@@ -28,21 +27,24 @@ def allowed_keys(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: 
     return allowed
 
 
-def check(attn_mask: Tensor, dtype: torch.dtype, n_queries: int, n_keys: int) -> None:
-    """TypeError or ValueError unless the mask is boolean or floating and (..., L, S)."""
+def check(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
+    """TypeError or ValueError unless the mask is boolean or floating and broadcasts to (..., L, S)."""
     if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
         raise TypeError(
             f"attn_mask must be boolean (True = may attend) or floating (added), got {attn_mask.dtype}; use .bool()"
         )
-    if attn_mask.dtype not in (torch.bool, dtype):
+    if attn_mask.dtype not in (torch.bool, query.dtype):
         raise TypeError(
-            f"a floating attn_mask must have the query's dtype {dtype}, got {attn_mask.dtype}; use attn_mask.to(query.dtype)"
+            f"a floating attn_mask must have the query's dtype {query.dtype}, got {attn_mask.dtype}; "
+            "use attn_mask.to(query.dtype)"
         )
+    n_queries, n_keys = query.shape[-2], key.shape[-2]
     fits = attn_mask.ndim >= 1 and attn_mask.shape[-1] in (1, n_keys)
     if not fits or (attn_mask.ndim >= 2 and attn_mask.shape[-2] not in (1, n_queries)):
         raise ValueError(
             f"attn_mask must broadcast to (..., {n_queries}, {n_keys}) (queries, keys), got {tuple(attn_mask.shape)}"
         )
+    checks.broadcast(attn_mask=attn_mask.shape[:-2], query=query.shape[:-2], key=key.shape[:-2])
 
 
 def drop_unused_keys(allowed: Tensor, key: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from .dot_product import Mapping
-from .weights import attend, check_mapping
+from .dot_product import Mapping, check_mapping
+from .weights import attend
 
 
 class MultiheadAttention(nn.MultiheadAttention):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops import checks
-from .dot_product import Mapping
-from .weights import attend, check_mapping
+from .dot_product import Mapping, check_mapping
+from .weights import attend
 
 
 class SparseAttention(nn.Module):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .dot_product import Mapping
+from .dot_product import Mapping, check_mapping
 from .multihead import MultiheadAttention
-from .weights import check_mapping
 
 NESTED_BEFORE = "_use_nested_tensor_before_swap"
 

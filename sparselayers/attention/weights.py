@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from ..ops.norm import upcast
 from . import masks
-from .dot_product import MAPPINGS, Mapping, scaled_dot_product_attention
+from .dot_product import Mapping, scaled_dot_product_attention, weighted, whole_weights
 from .scale_free import scale_free_attention
 
 # Scale-free attention in a module: with locality 0 a query inside the hull of its keys has no unique weights.
 LOCALITY = 0.01
-
-
-def check_mapping(mapping: Mapping) -> None:
-    """ValueError or TypeError unless `mapping` is a known name or a callable."""
-    known = ", ".join([*MAPPINGS, "scale_free"])
-    if isinstance(mapping, str):
-        if mapping not in MAPPINGS and mapping != "scale_free":
-            raise ValueError(f"mapping must be one of {known} or a callable (scores, dim) -> weights, got {mapping!r}")
-    elif isinstance(mapping, type) or not callable(mapping):
-        raise TypeError(f"mapping must be one of {known}, a callable or an nn.Module instance, got {mapping!r}")
 
 
 def attend(
@@ -43,8 +31,6 @@ def attend(
     Arguments as for `scaled_dot_product_attention`, except: an nn.Module mapping is called with the scores alone and
     works on their last axis; "scale_free" takes dropout and has locality `LOCALITY`. Weights are held only where needed.
     """
-    if isinstance(mapping, nn.Module):
-        mapping = _on_last_axis(mapping)
     if not need_weights and mapping != "scale_free":
         out = scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, mapping=mapping
@@ -61,17 +47,9 @@ def attend(
         allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     else:
         allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
-        key = key if allowed is None else masks.drop_unused_keys(allowed, key)
-        scores = upcast(query) @ upcast(key).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if attn_mask is not None and attn_mask.dtype != torch.bool:
-            scores = scores + attn_mask
-        rows = MAPPINGS[mapping] if isinstance(mapping, str) else mapping
-        weights = rows(scores, -1) if allowed is None else masks.mapped_where(allowed, scores, rows)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        weights = whole_weights(query, key, attn_mask, allowed, scale, mapping)
     if dropout_p:
         weights = nn.functional.dropout(weights, dropout_p)
-    value = value if allowed is None else masks.drop_unused_keys(allowed, value)
-    return (weights @ upcast(value)).to(query.dtype), weights.to(query.dtype) if need_weights else None
-
-
-def _on_last_axis(module: nn.Module) -> Callable[[Tensor, int], Tensor]:
-    return lambda scores, dim: module(scores)
+    out = weighted(weights, value, allowed).to(query.dtype)
+    return out, weights.to(query.dtype) if need_weights else None
