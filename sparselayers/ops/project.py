@@ -81,7 +81,7 @@ def project_simplex(
     if v.shape[dim] == 0:
         u, above = rows, rows
     elif weight is None:
-        u, above = rows, waterline(rows, 1.0, strength(radius, rows)).above
+        u, above = rows, waterline(rows, 1.0, radius).above
     else:
         u = rows / weight
         empty = u.detach().amax(-1, keepdim=True) == -torch.inf
@@ -159,10 +159,10 @@ def compete(v: Tensor, t: float | Tensor, metric: Tensor | None = None) -> Tenso
     if not isinstance(t, Tensor) and t == math.inf:
         return torch.zeros_like(v)
     rows = upcast(v)
-    t = strength(t, rows)
     fused = project_rows(rows, t, 0.0, 1.0, signed=True) if metric is None else None
     if fused is not None:
         return fused[0].to(v.dtype)
+    t = strength(t, rows)
     size = rows.abs()
     if metric is None:
         above = waterline(size, a=t, c=1.0).above
@@ -176,10 +176,10 @@ def clip_l1(v: Tensor, radius: float | Tensor, weight: Tensor | None = None) -> 
     if v.shape[-1] == 0:
         return v.clone()
     rows = upcast(v)
-    radius = strength(radius, rows)
     fused = project_rows(rows, 1.0, radius, 0.0, signed=True) if weight is None else None
     if fused is not None:
         return fused[0].to(v.dtype)
+    radius = strength(radius, rows)
     size = rows.abs()
     weighted = size.detach() if weight is None else weight.detach() * size.detach()
     inside = weighted.sum(-1, keepdim=True) <= radius.detach()
