@@ -40,7 +40,7 @@ def test_example_is_short_and_says_what_one_learns(example: Path) -> None:
     assert len(source.splitlines()) <= LINES.get(example.stem, 100)
 
 
-def test_the_page_on_swapping_attention_has_the_tables_of_its_full_run() -> None:
+def test_the_page_of_attention_swap_has_the_tables_of_its_full_run() -> None:
     script = ROOT / "examples" / "attention_swap.py"
     spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
