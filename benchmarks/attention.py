@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from common import Row, arguments, machine, race, ratio, write
@@ -79,7 +79,7 @@ def times(options: argparse.Namespace, shape: tuple[int, ...], causal: bool, sca
 def _peak(connection, name: str, shape: tuple[int, ...], device: str, threads: int) -> None:
     """The growth of the process (or of the GPU's memory) in one forward and backward, in MiB."""
     torch.set_num_threads(threads)
-    step(CONTESTANTS[name], *inputs((1, 1, 64, shape[-1]), device))  # code and libraries are loaded
+    step(CONTESTANTS[name], *inputs((1, 1, 2048, shape[-1]), device))  # code, libraries and kernels are loaded
     given = inputs(shape, device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -87,9 +87,16 @@ def _peak(connection, name: str, shape: tuple[int, ...], device: str, threads: i
         step(CONTESTANTS[name], *given)
         connection.send((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    before = _status("VmRSS")
     step(CONTESTANTS[name], *given)
-    connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    connection.send((_status("VmHWM") - before) / 2**10)
+
+
+def _status(field: str) -> int:
+    """A field of Linux's account of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def peak(name: str, shape: tuple[int, ...], options: argparse.Namespace) -> float:

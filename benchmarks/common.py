@@ -67,7 +67,8 @@ def race(
 ) -> dict[str, Times]:
     """Time the contestants in turn, A B C A B C ..., so that whatever disturbs the machine disturbs them all.
 
-    `before` runs untimed before each call.
+    Each timed call follows an untimed one of the same contestant: else one would find its input in the cache, warm from
+    the contestant before it, and another would not. `before` runs untimed before each call.
     """
     for _ in range(1 if options.quick else 5):
         for call in contestants.values():
@@ -77,6 +78,7 @@ def race(
     gc.disable()
     for _ in range(options.repeats):
         for name, call in contestants.items():
+            _milliseconds(call, before, options.device)
             times[name].append(_milliseconds(call, before, options.device))
     gc.enable()
     return {name: Times(min(each), statistics.median(each)) for name, each in times.items()}

@@ -88,7 +88,8 @@ def _climb(w: Tensor, a: float | Tensor, b: Tensor, c: float | Tensor) -> Tensor
     mass = torch.zeros_like(w if per_entry else w[..., :1]) + (a + c)
     alone = a * w - b if per_entry else -b
     tau = (alone / torch.where(mass > 0, mass, 1)).amax(-1, keepdim=True)
-    tau = torch.where(tau == -torch.inf, 0, tau)  # a row all -inf stands out nowhere
+    if per_entry:
+        tau = torch.where(tau == -torch.inf, 0, tau)  # a row all -inf stands out nowhere
     fused = level_rows(w, a, b, c, tau)
     if fused is not None:
         return fused

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .numba_tools import BLOCK, LANES, MOST_PASSES, bit_pattern, compiled, flat, highest, launch, peaks_of
 
-NEAR = 0.02  # the lower bound is then close enough that the support is found in one or two passes
+NEAR, NEAR_SHORT = 0.02, 0.1  # a step below which the support is found in one or two passes more
 
 
 @compiled()
@@ -72,7 +72,7 @@ def _entmax15(v, bits, n, shift, magnitude, out, first, last):
             length = math.sqrt(square)
             step = f(length * (length - 1.0) / area) if area > 0 else f(0)
             low += step
-            if not step > NEAR:
+            if not step > (NEAR if n > wide else NEAR_SHORT):
                 break
         tau, wide_top = np.float64(low), np.float64(top)
         for passes in range(MOST_PASSES):

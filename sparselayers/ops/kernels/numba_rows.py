@@ -86,6 +86,8 @@ def _project(v, bits, n, shift, magnitude, a, b, c, signed, out, level, first, l
                 for j in range(lo, hi):
                     out[j] = v[j]
                 break
+            if passes == 0 and n <= wide and members > 1:
+                continue  # a short row has no lower bound from its lanes: its first level is not worth writing
             if _write(v, lo, hi, top, tau, signed, out) == members or (passes > 0 and not tau > before):
                 break
         level[i] = tau + top
