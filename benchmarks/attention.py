@@ -79,7 +79,7 @@ def times(options: argparse.Namespace, shape: tuple[int, ...], causal: bool, sca
 def _peak(connection, name: str, shape: tuple[int, ...], device: str, threads: int) -> None:
     """The growth of the process (or of the GPU's memory) in one forward and backward, in MiB."""
     torch.set_num_threads(threads)
-    step(CONTESTANTS[name], *inputs((1, 1, 2048, shape[-1]), device))  # code, libraries and kernels are loaded
+    step(CONTESTANTS[name], *inputs(shape, device))  # code, libraries and kernels are loaded
     given = inputs(shape, device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
