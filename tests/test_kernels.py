@@ -1,5 +1,6 @@
 """The Numba kernels against plain torch operations, who switches them, and where they keep out of the way."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torch import Tensor
 import sparselayers as sl
 import sparselayers.functional as F
 from sparselayers.ops import project, waterline
-from sparselayers.ops.kernels import numba_tools, rows
+from sparselayers.ops.kernels import numba_tools, rows, switch
 from sparselayers.ops.kernels.switch import serve
 
 from .test_ops import hard_rows
@@ -246,3 +247,33 @@ def test_no_writable_place_for_compiled_kernels(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) == 0.25
+
+
+def test_a_strength_changed_in_place_is_noticed() -> None:
+    v, t = torch.randn(4, 6).requires_grad_(), torch.full((4, 1), 0.3)
+    out = F.exclusive_threshold(v, t)
+    t.fill_(50.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.square().sum().backward()
+
+
+@pytest.mark.parametrize("n", [16384, 65536])
+def test_sums_of_long_rows_that_are_nearly_constant(n: int) -> None:
+    z = 1e-7 * torch.randn(4, n, generator=torch.Generator().manual_seed(0))
+    assert (F.sparsemax(z).double().sum(-1) - 1).abs().max() <= 2e-6
+
+
+def test_memory_that_holds_the_negative() -> None:
+    z = torch.randn(3, 5)
+    torch.testing.assert_close(F.sparsemax(torch._neg_view(z)), F.sparsemax(-z))
+
+
+def test_numba_that_is_there_but_broken(monkeypatch) -> None:
+    def broken(package: str) -> None:
+        raise ImportError("Numba needs NumPy 2.2 or less")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    monkeypatch.setattr(switch, "_installed", functools.cache(switch._installed.__wrapped__))
+    with pytest.warns(RuntimeWarning, match="numba cannot be imported, plain torch operations serve: Numba needs"):
+        found = F.sparsemax(torch.tensor([0.5, 1.2, 0.1]))
+    torch.testing.assert_close(found, torch.tensor([0.15, 0.85, 0.0]))

@@ -209,3 +209,79 @@ def test_blocks_without_kernels(in_blocks) -> None:
             without = in_blocks(lambda attention=attention: gradients(attention, q, k, v), 10)
         for ours, theirs in zip(with_kernels, without, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_added_mask_of_16_bits(dtype: torch.dtype, in_blocks) -> None:
+    q, k, v = (randn(2, 5, 4, seed=s).to(dtype) for s in range(3))
+    mask = randn(5, 5, seed=3).to(dtype)
+    mask[0, 1:], mask[2] = torch.finfo(dtype).min, torch.finfo(dtype).min
+    expected = F.scaled_dot_product_attention(q, k, v, mask)
+    found = in_blocks(lambda: F.scaled_dot_product_attention(q, k, v, mask), 12)
+    torch.testing.assert_close(found, expected)
+    assert not found[:, 2].any()
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_forward_and_backward_under_autocast(mapping: str, in_blocks) -> None:
+    inputs = [randn(2, 6, 4, seed=s, dtype=torch.float32) for s in range(3)]
+
+    def attention(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, mapping=mapping)
+
+    expected = gradients(attention, *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = in_blocks(lambda: gradients(attention, *inputs), 12)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_mask_changed_in_place_is_noticed(in_blocks) -> None:
+    q, k, v = (randn(2, 6, 4, seed=s).requires_grad_() for s in range(3))
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    out = in_blocks(lambda: F.scaled_dot_product_attention(q, k, v, mask), 12)
+    mask[:, ::2] = False
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_batch_of_gradients_at_once(in_blocks) -> None:
+    q, k, v = (randn(1, 3, 2, seed=s).requires_grad_() for s in range(3))
+
+    def rows() -> tuple[Tensor, Tensor]:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        pulls = torch.eye(out.numel(), dtype=out.dtype).view(-1, *out.shape)
+        together = torch.autograd.grad(out, q, pulls, is_grads_batched=True, retain_graph=True)[0]
+        return together, torch.stack([torch.autograd.grad(out, q, pull, retain_graph=True)[0] for pull in pulls])
+
+    torch.testing.assert_close(*in_blocks(rows, 6))
+
+
+def test_other_defaults_and_odd_arguments(in_blocks) -> None:
+    q, k, v = (randn(2, 5, 4, seed=s, dtype=torch.float32) for s in range(3))
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        out = in_blocks(lambda: F.scaled_dot_product_attention(q, k, v, dropout_p=0.5), 10)
+        sparse = in_blocks(lambda: F.scaled_dot_product_attention(q, k, v), 10, 1.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(sparse, F.scaled_dot_product_attention(q, k, v))
+    assert in_blocks(lambda: F.scaled_dot_product_attention(q, k, v[..., :0]), 10, 1.0).shape == (2, 5, 0)
+    scale = torch.tensor(0.5, requires_grad=True)
+    in_blocks(lambda: F.scaled_dot_product_attention(q, k, v, scale=scale), 10).sum().backward()
+    assert scale.grad.isfinite()
+
+
+def test_export_of_any_length() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    length = torch.export.Dim("length", min=2, max=100000)
+    inputs = tuple(torch.randn(1, 2, 20, 8) for _ in range(3))
+    program = torch.export.export(Attention(), inputs, dynamic_shapes=({2: length},) * 3)
+    longer = tuple(torch.randn(1, 2, 33, 8) for _ in range(3))
+    torch.testing.assert_close(program.module()(*longer), Attention()(*longer))

@@ -78,11 +78,12 @@ def scaled_dot_product_attention(
         raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p!r}")
     masks.check_shapes(query, key, value, enable_gqa)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if isinstance(mapping, str) and fused.serves(query, key, value, attn_mask, dropout_p, mapping):
+    plain_scale = not isinstance(scale, Tensor)  # a tensor may need a gradient
+    if plain_scale and isinstance(mapping, str) and fused.serves(query, key, value, attn_mask, dropout_p, mapping):
         return fused.attend(query, key, value, attn_mask, is_causal, scale, mapping)
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
-    if isinstance(mapping, str) and lean.serves(query, key.shape[-2], attn_mask):
+    if plain_scale and isinstance(mapping, str) and lean.serves(query, key.shape[-2], attn_mask):
         return lean.attend(query, key, value, attn_mask, dropout_p, is_causal, scale, mapping)
     allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     weights = whole_weights(query, key, attn_mask, allowed, scale, mapping)

@@ -78,19 +78,20 @@ class _Fused(torch.autograd.Function):
         kernels = _kernels()
         mask, bias = _split(attn_mask)
         out, levels = kernels.attention_forward(query, key, value, mask, bias, is_causal, scale, mapping)
-        ctx.save_for_backward(query, key, value, levels)
-        ctx.attn_mask, ctx.is_causal, ctx.scale, ctx.mapping = attn_mask, is_causal, scale, mapping
+        ctx.save_for_backward(query, key, value, levels, *([] if attn_mask is None else [attn_mask]))
+        ctx.is_causal, ctx.scale, ctx.mapping = is_causal, scale, mapping
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, levels = ctx.saved_tensors
+        query, key, value, levels, *masked = ctx.saved_tensors
+        attn_mask = masked[0] if masked else None
         if torch.is_grad_enabled():  # a second derivative may be wanted
             inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (query, key, value)]
             k, v = (masks.repeat_heads(x, query.shape[-3]) for x in inputs[1:])
-            out = lean.attend(inputs[0], k, v, ctx.attn_mask, 0.0, ctx.is_causal, ctx.scale, ctx.mapping)
+            out = lean.attend(inputs[0], k, v, attn_mask, 0.0, ctx.is_causal, ctx.scale, ctx.mapping)
             return *torch.autograd.grad(out, inputs, g, create_graph=True), None, None, None, None
-        mask, bias = _split(ctx.attn_mask)
+        mask, bias = _split(attn_mask)
         options = (mask, bias, ctx.is_causal, ctx.scale, ctx.mapping)
         return *_kernels().attention_backward(g, query, key, value, levels, *options), None, None, None, None
 

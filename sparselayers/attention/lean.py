@@ -68,7 +68,7 @@ class Block(NamedTuple):
 def serves(query: Tensor, n_keys: int, attn_mask: Tensor | None) -> bool:
     """Whether blocks are right and worth it: plain eager mode, many weights, and no gradient for the mask."""
     size = query.numel() // max(1, query.shape[-1]) * n_keys
-    return size >= max(1, WORTH) and is_plain_eager(query) and not (attn_mask is not None and attn_mask.requires_grad)
+    return is_plain_eager(query) and size >= max(1, WORTH) and not (attn_mask is not None and attn_mask.requires_grad)
 
 
 def attend(
@@ -89,9 +89,10 @@ def attend(
     leading = checks.broadcast(
         query=query.shape[:-2], key=key.shape[:-2], value=value.shape[:-2], attn_mask=torch.Size(masked)
     )
-    seed = int(torch.randint(2**62, ())) if dropout_p else 0
+    seed = int(torch.randint(2**62, (), device="cpu")) if dropout_p else 0
     plan = Plan(MAPPINGS[mapping], attn_mask, leading, is_causal, scale, dropout_p, seed)
-    flat = [upcast(x).expand(*leading, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
+    heads = math.prod(leading)
+    flat = [upcast(x).expand(*leading, *x.shape[-2:]).reshape(heads, *x.shape[-2:]) for x in (query, key, value)]
     out = _Attend.apply(*flat, plan)
     return out.view(*leading, *out.shape[-2:]).to(query.dtype)
 
@@ -115,13 +116,13 @@ def _weights(query: Tensor, key: Tensor, block: Block, plan: Plan) -> tuple[Tens
     """The block's weights before dropout, and the factors that dropout puts on them."""
     scores = torch.baddbmm(query.new_zeros(()), query, key.mT, beta=0, alpha=plan.scale)
     mask = None if plan.attn_mask is None else _part(plan.attn_mask, block, plan.leading)
-    allowed = masks.allowed_keys(mask, False, query, key)
+    allowed = None if mask is None else masks.told(mask)
     if plan.is_causal:
         row = torch.arange(block.rows.start, block.rows.stop, device=query.device)
         causal = torch.arange(key.shape[-2], device=query.device) <= row.unsqueeze(-1)
         allowed = causal if allowed is None else allowed & causal
     if mask is not None and mask.dtype != torch.bool:
-        scores = scores + mask
+        scores = scores + mask.to(scores.dtype)
     weights = (
         plan.mapping.forward(scores, -1)
         if allowed is None
@@ -130,8 +131,9 @@ def _weights(query: Tensor, key: Tensor, block: Block, plan: Plan) -> tuple[Tens
     if not plan.dropout_p:
         return weights, None
     generator = torch.Generator(query.device).manual_seed(plan.seed + block.number)
-    kept = torch.rand(weights.shape, generator=generator, device=query.device) >= plan.dropout_p
-    return weights, kept / (1 - plan.dropout_p) if plan.dropout_p < 1 else kept.to(weights.dtype)
+    chance = torch.rand(weights.shape, generator=generator, device=query.device, dtype=torch.float32)
+    kept = (chance >= plan.dropout_p).to(weights.dtype)
+    return weights, kept / (1 - plan.dropout_p) if plan.dropout_p < 1 else kept
 
 
 def _part(attn_mask: Tensor, block: Block, leading: tuple[int, ...]) -> Tensor:
@@ -152,7 +154,10 @@ def _part(attn_mask: Tensor, block: Block, leading: tuple[int, ...]) -> Tensor:
 
 
 class _Attend(torch.autograd.Function):
+    # Precision is settled before: autocast must not change it for some of the products.
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
         out = value.new_empty(*query.shape[:-1], value.shape[-1])
         saved: list[Tensor] = []
@@ -167,16 +172,21 @@ class _Attend(torch.autograd.Function):
                 out[block.heads, block.rows] = read(found, v)
                 saved += found
             ctx.listed.append(found is not None)
-        ctx.save_for_backward(query, key, value, *saved)
-        ctx.plan = plan
+        # A tensor kept otherwise could be changed in place before the backward without anybody noticing.
+        mask = [] if plan.attn_mask is None else [plan.attn_mask]
+        ctx.save_for_backward(query, key, value, *mask, *saved)
+        ctx.plan, ctx.masked = plan._replace(attn_mask=None), bool(mask)
         return out
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, *saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *_differentiable_backward(query, key, value, g, ctx.plan), None
-        plan, listed = ctx.plan, iter(saved)
+        plan = ctx.plan._replace(attn_mask=saved.pop(0)) if ctx.masked else ctx.plan
+        if torch.is_grad_enabled() or not is_plain_eager(g):
+            return *_differentiable_backward(query, key, value, g, plan), None
+        listed = iter(saved)
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for block, is_listed in zip(blocks(query, key, plan), ctx.listed, strict=True):
             q, k, v = query[block.heads, block.rows], key[block.heads, block.keys], value[block.heads, block.keys]
@@ -200,12 +210,14 @@ class _Attend(torch.autograd.Function):
 
 def _differentiable_backward(query: Tensor, key: Tensor, value: Tensor, g: Tensor, plan: Plan) -> tuple[Tensor, ...]:
     """The same with a graph, for a second derivative: all weights are held."""
-    inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (query, key, value)]
-    query, key, value = inputs
-    out = []
-    for block in blocks(query, key, plan):
-        weights, kept = _weights(query[block.heads, block.rows], key[block.heads, block.keys], block, plan)
-        weights = weights if kept is None else weights * kept
-        out.append((weights @ value[block.heads, block.keys]).flatten(0, 1))
-    whole = torch.cat(out).view(g.shape)
-    return torch.autograd.grad(whole, inputs, g, create_graph=True)
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (query, key, value)]
+        query, key, value = inputs
+        out = []
+        for block in blocks(query, key, plan):
+            weights, kept = _weights(query[block.heads, block.rows], key[block.heads, block.keys], block, plan)
+            weights = weights if kept is None else weights * kept
+            out.append((weights @ value[block.heads, block.keys]).flatten(0, 1))
+        whole = torch.cat(out).view(*query.shape[:-1], value.shape[-1])
+    return torch.autograd.grad(whole, inputs, g, create_graph=wanted)

@@ -18,13 +18,24 @@ def allowed_keys(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: 
     allowed, n_queries, n_keys = None, query.shape[-2], key.shape[-2]
     if attn_mask is not None:
         check(attn_mask, query, key)
-        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
-        # NaN in an additive mask is not "masked": it must reach the scores.
-        allowed = allowed if attn_mask.dtype == torch.bool else allowed | attn_mask.isnan()
+        allowed = told(attn_mask)
     if is_causal:
         causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril()
         allowed = causal if allowed is None else allowed & causal
     return allowed
+
+
+def told(attn_mask: Tensor) -> Tensor:
+    """What a mask allows: itself if boolean; else what is not below half of finfo.min of its own dtype."""
+    if attn_mask.dtype == torch.bool:
+        return attn_mask
+    # NaN in an additive mask is not "masked": it must reach the scores.
+    return (attn_mask > torch.finfo(attn_mask.dtype).min / 2) | attn_mask.isnan()
+
+
+def in_dtype(attn_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask in another dtype, in which finfo.min of the old one is no longer far below every score."""
+    return torch.where(told(attn_mask), attn_mask, -torch.inf).to(dtype)
 
 
 def check(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from . import masks
 from .dot_product import Mapping, check_mapping
 from .weights import attend
 
@@ -120,7 +121,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 seen = 1.0 if mask.dtype == torch.bool else 0.0
                 mask = nn.functional.pad(mask, (0, k.shape[1] - key.shape[1]), value=seen)
         if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(q.dtype)
+            mask = masks.in_dtype(mask, q.dtype)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         out, weights = attend(q, k, v, mask, dropout, is_causal, None, False, self.mapping, need_weights)

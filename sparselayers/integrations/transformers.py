@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention import masks
 from ..attention.dot_product import Mapping
 from ..attention.weights import attend
 
@@ -112,7 +113,7 @@ def attention(
             raise ValueError('"scale_free" has no scores to which a position_bias could be added; use another mapping')
         attention_mask = _biased(position_bias[..., :n_keys], attention_mask)
     if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.to(query.dtype)
+        attention_mask = masks.in_dtype(attention_mask, query.dtype)
     grouped = query.shape[1] != key.shape[1]
     out, weights = attend(
         query,

@@ -28,6 +28,7 @@ def is_plain_eager(x: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # gradients of a whole batch at once
+        and not x.is_neg()  # a conjugate's imaginary part: its memory holds the negative
         and torch.autograd.forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.jit.is_tracing()

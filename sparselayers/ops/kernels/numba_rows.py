@@ -88,6 +88,10 @@ def _project(v, bits, n, shift, magnitude, a, b, c, signed, out, level, first, l
                 break
             if passes == 0 and n <= wide and members > 1:
                 continue  # a short row has no lower bound from its lanes: its first level is not worth writing
+            # A long step from far below leaves its rounding behind: one more pass takes it away.
+            far = a_i * area > 4 * abs(need + c_i * tau)
+            if passes == 0 and far and tau > before:
+                continue
             if _write(v, lo, hi, top, tau, signed, out) == members or (passes > 0 and not tau > before):
                 break
         level[i] = tau + top

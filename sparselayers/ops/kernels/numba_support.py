@@ -123,13 +123,13 @@ def support(weights: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor] | No
     Row i (of heads * rows) has the entries start[i] to start[i + 1]; place counts through keys (heads * n).
     """
     heads, rows, n = weights.shape
-    counts = torch.empty(heads * rows, dtype=torch.int64)
+    counts = torch.empty(heads * rows, dtype=torch.int64, device=weights.device)
     launch(_count, _count_parallel, (flat(weights), np.uint64(n), flat(counts)), heads * rows, weights.numel())
     start = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     size = int(start[-1])
     if size > share * weights.numel():
         return None
-    place, weight = torch.empty(size, dtype=torch.int64), weights.new_empty(size)
+    place, weight = torch.empty(size, dtype=torch.int64, device=weights.device), weights.new_empty(size)
     args = (flat(weights), np.uint64(n), np.uint64(rows), flat(start), flat(place), flat(weight))
     launch(_list, _list_parallel, args, heads * rows, weights.numel())
     return start, place, weight

@@ -108,15 +108,18 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, a: Strength, b: Strength, c: Strength, signed: bool) -> tuple[Tensor, Tensor]:
         out, tau = _kernels(v, "rows").project(v.contiguous(), a, b, c, signed)
-        ctx.save_for_backward(out, tau)
-        ctx.a, ctx.c, ctx.signed = a, c, signed
+        # Numbers are kept as they are; a tensor must be saved, or a change in place would go unnoticed.
+        tensors = [x for x in (a, c) if isinstance(x, Tensor)]
+        ctx.save_for_backward(out, tau, *tensors)
+        ctx.numbers, ctx.signed = [None if isinstance(x, Tensor) else x for x in (a, c)], signed
         ctx.set_materialize_grads(False)
         return out, tau
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_tau: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        out, tau = ctx.saved_tensors
-        a, c, signed = ctx.a, ctx.c, ctx.signed
+        out, tau, *tensors = ctx.saved_tensors
+        a, c = (tensors.pop(0) if x is None else x for x in ctx.numbers)
+        signed = ctx.signed
         if g is not None and g_tau is None and not torch.is_grad_enabled() and serve(g) is not None:
             grad = _kernels(g, "rows").project_backward(out, g.contiguous(), a, c, tau, signed)
         else:

@@ -35,7 +35,8 @@ def support_of(weights: Tensor) -> Support | None:
 
 def read(support: Support, value: Tensor) -> Tensor:
     """weights @ value: (heads, n, width) -> (heads, rows, width)."""
-    return _kernels().read(*support, _rows(value)).view(value.shape[0], -1, value.shape[-1])
+    rows = (support.start.numel() - 1) // value.shape[0]
+    return _kernels().read(*support, _rows(value)).view(value.shape[0], rows, value.shape[-1])
 
 
 def pull_back_(
@@ -58,14 +59,14 @@ def pull_back_(
     scores, grad_query = kernels.pull(*support, _rows(g), _rows(value), _rows(key), scale, root)
     for target, weight, rows in ((grad_key, scores, query), (grad_value, support.weight, g)):
         whole = target if target.is_contiguous() else target.contiguous()
-        kernels.scatter_(whole.view(-1, whole.shape[-1]), support.start, support.place, weight, _rows(rows))
+        kernels.scatter_(whole.flatten(0, -2), support.start, support.place, weight, _rows(rows))
         if whole is not target:
             target.copy_(whole)
     return grad_query.view(query.shape)
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    return x.flatten(0, -2).contiguous()
 
 
 def _kernels() -> Any:

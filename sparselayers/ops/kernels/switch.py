@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,4 +59,14 @@ def serve(x: Tensor) -> str | None:
 
 @functools.cache
 def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    """Whether it can be imported; one that is there and fails, with a word of warning, is as good as missing."""
+    if importlib.util.find_spec(package) is None:
+        return False
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        warnings.warn(
+            f"{package} cannot be imported, plain torch operations serve: {error}", RuntimeWarning, stacklevel=2
+        )
+        return False
+    return True
