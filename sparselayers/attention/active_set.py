@@ -22,8 +22,10 @@ LOOK_EVERY = 5
 def polish(problem: LeastSquares, y: Tensor, room: int, tol: float, passes: int) -> tuple[Tensor, Tensor]:
     """Improve feasible y (..., m, n) in float64 until gap <= tol; the new y, and the passes that each query took (..., m, 1).
 
-    room: atoms that a support may hold; of y the largest are kept, which is feasible, and one place is left free.
+    room: atoms that a support may hold; of y the largest are kept, which is feasible, and one place is left free. Where
+    that ends worse than it began, y itself comes back.
     """
+    start = problem.gap(y)
     x, atoms, usable = problem.x, problem.atoms, problem.usable
     n, d = atoms.shape[-2:]
     half = torch.as_tensor(problem.locality, dtype=y.dtype, device=y.device) / 2
@@ -38,7 +40,7 @@ def polish(problem: LeastSquares, y: Tensor, room: int, tol: float, passes: int)
     member = weight > 0
     rows = atoms.unsqueeze(-3).expand(*y.shape[:-1], n, d)
     points = rows.gather(-2, place.unsqueeze(-1).expand(*place.shape, d)) - x.unsqueeze(-2)
-    done = ~usable.any(-1, keepdim=True)
+    done = ~(start > tol)
     taken = torch.zeros_like(done, dtype=torch.long)
     slots = torch.arange(room, device=y.device)
     for k in range(passes):
@@ -57,9 +59,11 @@ def polish(problem: LeastSquares, y: Tensor, room: int, tol: float, passes: int)
 
         r = (moved.unsqueeze(-2) @ points).squeeze(-2)
         g = r @ atoms.mT - (r * x).sum(-1, keepdim=True) + half * distance
-        g = g + ridge * torch.zeros_like(y).scatter(-1, place, torch.where(member, moved, 0))
+        within = torch.zeros_like(y).scatter_add(-1, place, torch.where(member, moved, 0))
+        g = g + ridge * within
         mean = (moved * torch.where(member, g.gather(-1, place), 0)).sum(-1, keepdim=True)
-        least, best = torch.where(usable, g, torch.inf).min(-1, keepdim=True)
+        least = torch.where(usable, g, torch.inf).amin(-1, keepdim=True)
+        best = torch.where(usable & (within == 0), g, torch.inf).argmin(-1, keepdim=True)
         noise = ROUNDING * ((far * r.square().sum(-1, keepdim=True)).sqrt() + (half + 0.1) * far)
         weight = moved
         taken = taken + ~done
@@ -71,7 +75,15 @@ def polish(problem: LeastSquares, y: Tensor, room: int, tol: float, passes: int)
         entering = rows.gather(-2, best.unsqueeze(-1).expand(*best.shape, d)) - x.unsqueeze(-2)
         points = torch.where(joins.unsqueeze(-1), entering, points)
         weight, member = torch.where(joins, 0, weight), member | joins
-    return torch.zeros_like(y).scatter_add(-1, place, torch.where(member, weight, 0)), taken
+    found = torch.zeros_like(y).scatter_add(-1, place, torch.where(member, weight, 0))
+    return torch.where((taken > 0) & (problem.gap(found) < start), found, y), taken
+
+
+def nearest_atom(problem: LeastSquares) -> Tensor:
+    """All weight on the nearest atom that the query may use: the coldest start."""
+    distance = torch.where(problem.usable, problem.distances(), torch.inf)
+    near = distance.argmin(-1, keepdim=True) == torch.arange(distance.shape[-1], device=distance.device)
+    return torch.where(problem.usable & near, 1 + 0 * problem.linear, 0)
 
 
 def _optimum(points: Tensor, weight: Tensor, member: Tensor, half: Tensor, ridge: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.eager import is_plain_eager, may_branch
-from ..ops.kernels.nearest import nearest_points, pull_weights
+from ..ops.kernels.nearest import nearest_points, pulled_weights
 from ..ops.norm import upcast
 from ..ops.project import project_simplex
 from ..proxgrad import proximal_gradient
-from .active_set import polish
+from .active_set import nearest_atom, polish
 from .least_squares import LeastSquares, centred
 
 Backward = Literal["implicit", "unroll"]
@@ -177,11 +177,15 @@ def _search(problem: LeastSquares, shared: bool, tol: float, most: int) -> tuple
     n, d = problem.atoms.shape[-2:]
     dtype, exact = problem.x.dtype, problem.fixed(torch.float64)
     ridged = isinstance(problem.ridge, Tensor) or problem.ridge > 0
-    settles = not ridged or n <= MOST_WITH_RIDGE
-    y, steps = _descend(problem.fixed(dtype), shared, tol / 2, min(most, DESCENT) if settles else most)
-    if settles and most > DESCENT:
-        room = n if ridged else min(n, d + 2)
-        passes = most - DESCENT if may_branch(y) else min(most - DESCENT, 3 * room)
+    settles, room = not ridged or n <= MOST_WITH_RIDGE, n if ridged else min(n, d + 2)
+    if settles and torch.compiler.is_compiling():  # a traced step of projected gradient is a long program
+        y, steps = nearest_atom(exact), torch.zeros((), dtype=torch.long, device=problem.x.device)
+        descent = 0
+    else:
+        descent = min(most, DESCENT) if settles else most
+        y, steps = _descend(problem.fixed(dtype), shared, tol / 2, descent)
+    if most > descent:
+        passes = most - descent if may_branch(y) else min(most - descent, 3 * room)
         y, more = polish(exact, y.double(), room, tol if dtype == torch.float64 else tol / 2, passes)
         steps = steps + more
     y = torch.where(problem.usable, y, 0).to(dtype)
@@ -211,7 +215,7 @@ class _Implicit(torch.autograd.Function):
         locality, ridge = (q if t is None else t for q, t in zip(ctx.numbers, tensors, strict=True))
         inputs = (x, atoms, locality, ridge)
         wanted = [ctx.needs_input_grad[i] for i in (1, 2, 4, 5)]
-        w = None if torch.is_grad_enabled() else pull_weights(y, v, x, atoms, ridge)
+        w = None if torch.is_grad_enabled() else pulled_weights(y, v, x, atoms, ridge)
         if w is not None:
             found = zip(_pulled(w, y, *inputs, mask), inputs, wanted, strict=True)
             gx, gk, gl, gr = (_summed(g, q.shape) if want else None for g, q, want in found)

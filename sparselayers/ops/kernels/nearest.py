@@ -35,16 +35,17 @@ def nearest_points(
     return weights.view(*batch, n), gap.view(*batch, 1), moves.view(*batch, 1)
 
 
-def pull_weights(y: Tensor, v: Tensor, x: Tensor, atoms: Tensor, ridge: Strength) -> Tensor | None:
+def pulled_weights(y: Tensor, v: Tensor, x: Tensor, atoms: Tensor, ridge: Strength) -> Tensor | None:
     """w (..., m, n) with [G + ridge, 1; 1, 0] [w; mu] = [v; 0] on the support of y, 0 elsewhere; or None."""
     if serve(v) != "numba" or serve(y) != "numba":
         return None
+    from . import numba_wolfe_pull
+
     n = y.shape[-1]
     queries, sets, owner = _flat(x, atoms)
-    flat = (q.reshape(-1, n).contiguous() for q in (y, v))
-    from .numba_wolfe_pull import pull_weights as pull
-
-    return pull(*flat, queries, sets, owner, _a_query(ridge, x.shape[:-1])).view(y.shape)
+    weights, pull = y.reshape(-1, n).contiguous(), v.reshape(-1, n).contiguous()
+    strength = _a_query(ridge, x.shape[:-1])
+    return numba_wolfe_pull.pull_weights(weights, pull, queries, sets, owner, strength).view(y.shape)
 
 
 def _flat(x: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -78,13 +78,15 @@ def _price(x, atoms, scale, r, q, half, g):
 
 @compiled()
 def _gap(s, place, y, ridge, g):
-    """<g, y> - min g, and <g, y>, after the support's part of the ridge has been added to g."""
+    """<g, y> - min g, and <g, y>, with the support's part of the ridge; the support's own g become inf."""
     mean, least = 0.0, math.inf
     for i in range(s):
         g[place[i]] += ridge * y[i]
         mean += y[i] * g[place[i]]
     for j in range(g.size):
         least = min(least, g[j])
+    for i in range(s):
+        g[place[i]] = math.inf
     return mean - least, mean
 
 
@@ -153,6 +155,8 @@ def _query(x, atoms, usable, masked, half, ridge, tol, most, out, work, L, P, C,
         if gap <= max(tol * far, noise) or moves >= most or s + 1 >= L.shape[0]:
             break
         count = _choose(g, mean - max(SHORTFALL * gap, noise), chosen)
+        if count == 0:
+            break
         for i in range(count):
             for c in range(d):
                 C[i, c] = (np.float64(atoms[chosen[i], c]) - x[c]) * scale
