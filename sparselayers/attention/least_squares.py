@@ -78,7 +78,7 @@ class LeastSquares:
         least = torch.where(self.usable, g, torch.inf).amin(-1, keepdim=True)
         excess = (torch.where(self.usable, g - least, 0) * y).sum(-1, keepdim=True)
         scale = torch.where(self.usable, self.distances(), 0).amax(-1, keepdim=True)
-        return torch.where(scale > 0, excess / torch.where(scale > 0, scale, 1), 0)
+        return torch.where(scale == 0, 0, excess / torch.where(scale == 0, 1, scale))
 
     def attach_derivative(self, y: Tensor) -> Tensor:
         r"""The value of y with the derivative of the optimum on its support S.

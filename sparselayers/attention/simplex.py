@@ -46,29 +46,31 @@ def simplex_least_squares(
 
     argmin_y over the simplex  1/2 ‖x - sum_j y_j k_j‖² + locality/2 sum_j y_j ‖x - k_j‖² + ridge/2 ‖y‖²
 
-    Accelerated projected gradient with per-query restart on centred atoms. With locality > 0 or outside the atoms' hull
-    the answer does not change when x and atoms are scaled, shifted or rotated together; inside the hull, at
-    locality = ridge = 0, many weights explain x exactly and any of them is returned.
+    Wolfe's active-set method in float64, each query for itself: by a kernel on the CPU, else in torch operations after a
+    few steps of accelerated projected gradient. No query sees the others, nor an atom that it may not use. With
+    locality > 0 or outside the atoms' hull the answer does not change when x and atoms are scaled, shifted or rotated
+    together; inside the hull, at locality = ridge = 0, many weights explain x exactly and any of them is returned.
 
     Args:
         x: (..., d).
         atoms: (..., n, d); the leading axes broadcast against those of x. (n, d) or (..., 1, n, d) is one set of atoms for
             many queries and is not expanded.
-        mask: boolean, broadcasts to (..., n), True = may be used. An atom that no query may use may hold NaN; one that
-            some queries may use may not, unless each query has atoms of its own.
+        mask: boolean, broadcasts to (..., n), True = may be used. What stands in an atom matters to those alone who may
+            use it, be it NaN.
         locality: >= 0, dimensionless; a number or a tensor that broadcasts to (..., 1); may need grad.
         ridge: >= 0, absolute: it breaks the scale invariance; likewise.
-        tol: a query stops once gap <= tol (looked at every 5 steps).
-        max_iter: steps at most; if they end first, the honest gap comes back and no exception.
+        tol: a query stops once gap <= tol.
+        max_iter: steps at most, each of projected gradient or one atom that joins or leaves the support; if they end
+            first, the honest gap comes back and no exception.
         backward: "implicit": the exact derivative of the optimum on its support, in memory that does not grow with the
-            steps; "unroll": through the steps.
+            steps; "unroll": through steps of projected gradient alone, which may take thousands.
 
     Returns: SimplexResult(weights (..., n), gap (...,), iterations (...,)). gap is the duality gap relative to
         max_j ‖k_j - x‖² (0 where that is 0), an upper bound on the suboptimality. A query without any atom gets 0.
 
     Raises: TypeError for dtypes; ValueError for shapes, negative numbers and an unknown `backward`.
 
-    Source: Wolfe 1976 (the problem, as the nearest point of a polytope); Beck and Teboulle 2009; Jaggi 2013 (the gap).
+    Source: Wolfe 1976 (problem and method, as the nearest point of a polytope); Beck and Teboulle 2009; Jaggi 2013 (the gap).
 
     When not to use: for weights of either sign, or without sum 1: that is the Lasso or `ridge`.
 
