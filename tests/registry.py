@@ -194,7 +194,7 @@ OPERATORS: list[Operator] = [
     Operator("attention(sparsemax)", _attend("sparsemax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(entmax15)", _attend("entmax15"), (_q, _k, _val), (True, True, True)),
     Operator(
-        "simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 3)
+        "simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 12)
     ),
     Operator("simplex_least_squares(unroll)", _nearest("unroll", 3), (2 * _q, _keys), (True, True)),
 ]

@@ -9,6 +9,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+import sparselayers as sl
 import sparselayers.functional as F
 
 LOCALITY = pytest.mark.parametrize("locality", [0.0, 0.1, 1.0])
@@ -113,7 +114,7 @@ def test_the_gap_is_honest(problem, locality: float, ridge: float) -> None:
 
 
 def test_one_step_is_not_enough_and_says_so() -> None:
-    x, atoms = outside()
+    x, atoms = inside()  # which takes four atoms; outside, the nearest one may be the answer
     found = F.simplex_least_squares(x, atoms, max_iter=1)
     assert (found.gap > 1e-6).all()
     assert (found.iterations == 1).all()
@@ -229,13 +230,13 @@ def test_a_query_without_atoms_is_zero_with_zero_gradient(shared: bool, backward
 @pytest.mark.parametrize("shared", [True, False])
 @LOCALITY
 def test_an_answer_does_not_depend_on_the_batch(shared: bool, locality: float) -> None:
-    x, atoms = outside()
-    x = torch.cat([x, inside(4, 12, 4)[0], atoms[:2]])
-    found = F.simplex_least_squares(x, atoms if shared else atoms.expand(len(x), 12, 4), locality=locality)
+    x, atoms = outside(8, 30, 10)
+    x = torch.cat([x, inside(4, 30, 10)[0], atoms[:2]])
+    found = F.simplex_least_squares(x, atoms if shared else atoms.expand(len(x), 30, 10), locality=locality)
     assert len(set(found.iterations.tolist())) > 2
     for i, q in enumerate(x):
         alone = F.simplex_least_squares(q, atoms, locality=locality)
-        assert alone.weights.shape == (12,)
+        assert alone.weights.shape == (30,)
         assert alone.gap.shape == alone.iterations.shape == ()
         assert alone.iterations == found.iterations[i]
         torch.testing.assert_close(alone.weights, found.weights[i], rtol=1e-9, atol=1e-11)
@@ -589,3 +590,144 @@ WRONG = [
 def test_bad_input(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def seven(n: int, d: int, m: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Queries and atoms: three distances, a steep spectrum, clusters, a mean far from the origin, the unit sphere."""
+    x, k = random(m, d, seed=10), random(n, d, seed=11)
+    spectrum = 1 / torch.arange(1, d + 1, dtype=torch.float64)
+    which = torch.randint(0, 16, (n,), generator=torch.Generator().manual_seed(12))
+    clusters = 2 * random(16, d, seed=13)[which] + 0.1 * k
+    return {
+        "normal": (x, k),
+        "near": (0.3 * x, k),
+        "far": (2 * x, k),
+        "spectrum": (x * spectrum, k * spectrum),
+        "clusters": (x, clusters),
+        "shifted": (x + 10, k + 10),
+        "unit": (x / x.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)),
+    }
+
+
+CASES = pytest.mark.parametrize("case", list(seven(2, 2, 1)))
+SIZES = pytest.mark.parametrize(("n", "d"), [(64, 16), (512, 64), (1024, 64)])
+KERNELS = pytest.mark.parametrize("kernels", [True, False])
+
+
+@KERNELS
+@CASES
+@SIZES
+def test_exact_against_nonnegative_least_squares(case: str, n: int, d: int, kernels: bool) -> None:
+    x, atoms = seven(n, d, 4)[case]
+    with sl.kernels(kernels):
+        found = F.simplex_least_squares(x, atoms, tol=1e-13)
+    assert (found.gap <= 1e-12).all()
+    for q, y in zip(x.numpy(), found.weights.numpy(), strict=True):
+        assert true_gap(q - 10, atoms.numpy() - 10, y) <= 1e-12
+        assert abs(y.sum() - 1) <= 1e-12
+        assert (y >= 0).all()
+        if np.linalg.norm(q - y @ atoms.numpy()) > 1e-6:  # outside the hull, where the weights are unique
+            np.testing.assert_allclose(y, by_nnls(q, atoms.numpy()), rtol=0, atol=1e-9)
+
+
+@KERNELS
+@CASES
+@SIZES
+@pytest.mark.parametrize("locality", [0.0, 0.01])
+def test_single_precision_keeps_its_promise(case: str, n: int, d: int, kernels: bool, locality: float) -> None:
+    x, atoms = (t.float() for t in seven(n, d, 8)[case])
+    with sl.kernels(kernels):
+        found = F.simplex_least_squares(x, atoms, locality=locality)
+    assert (found.gap <= 1e-6).all()
+    assert ((found.weights > 0).sum(-1) <= d + 1).all()
+    assert (found.weights.double().sum(-1) - 1).abs().max() <= 1e-6
+    for q, y in zip(x.double().numpy(), found.weights.double().numpy(), strict=True):
+        assert true_gap(q, atoms.double().numpy(), y / y.sum(), locality) <= 1e-6
+
+
+@KERNELS
+@pytest.mark.parametrize("locality", [1e-4, 1e-3, 1e-2])
+def test_a_query_inside_the_hull_with_little_locality(locality: float, kernels: bool) -> None:
+    """The support is full and every entering atom depends on it: one has to leave in exchange."""
+    x, atoms = 0.1 * random(4, 12), random(60, 12, seed=1)
+    with sl.kernels(kernels):
+        found = F.simplex_least_squares(x, atoms, locality=locality, tol=1e-13)
+    assert (found.gap <= 1e-13).all()
+    assert ((found.weights > 0).sum(-1) == 13).any()
+    for q, y in zip(x.numpy(), found.weights.numpy(), strict=True):
+        np.testing.assert_allclose(y, by_clarabel(q, atoms.numpy(), locality, 0.0), rtol=0, atol=1e-5)
+
+
+@CASES
+@pytest.mark.parametrize(("locality", "ridge"), [(0.0, 0.0), (0.05, 0.0), (0.05, 0.02)])
+def test_the_derivative_against_differences_and_symmetries(case: str, locality: float, ridge: float) -> None:
+    if case == "near" and locality == 0:
+        case = "far"  # inside the hull the weights are not unique, and have no differences
+    x, atoms = seven(40, 8, 4)[case]
+    leaves = [t.clone().requires_grad_() for t in (x, atoms, torch.tensor(locality), torch.tensor(ridge))]
+    leaves[2:] = [t.detach().double().requires_grad_() for t in leaves[2:]]
+    pull, eps = random(4, 40, seed=5), 1e-6
+
+    def loss(x: Tensor, atoms: Tensor, locality: Tensor, ridge: Tensor) -> Tensor:
+        return (solve(x, atoms, locality=locality, ridge=ridge, tol=0.0) * pull).sum()
+
+    grads = torch.autograd.grad(loss(*leaves), leaves)
+    for i, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
+        along = random(leaf.numel(), seed=6 + i).view(leaf.shape)
+        if i > 1 and (locality, ridge)[i - 2] == 0:
+            continue  # a strength of 0 may not be lessened
+        moved = [[t.detach() + (s * eps * along if t is leaf else 0) for t in leaves] for s in (1, -1)]
+        difference = (loss(*moved[0]) - loss(*moved[1])) / (2 * eps)
+        assert abs(difference - (grad * along).sum()) <= 1e-6 * max(1.0, float(grad.norm()))
+    gx, gk = grads[:2]
+    size = float(gx.norm() * x.norm() + gk.norm() * atoms.norm())
+    assert (gx.sum(0) + gk.sum(0)).abs().max() <= 1e-12 * size
+    if ridge == 0:
+        assert abs((gx * x).sum() + (gk * atoms).sum()) <= 1e-12 * size
+    moment = x.T @ gx + atoms.T @ gk
+    assert (moment - moment.T).abs().max() <= 1e-12 * size
+
+
+@pytest.mark.parametrize("locality", [0.0, 0.05])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_query_may_not_use_cannot_change_a_bit_of_its_answer(dtype: torch.dtype, locality: float) -> None:
+    """Not the atoms that are hidden from it, not the other queries, not the shape of the batch."""
+    x, atoms = random(12, 6).to(dtype), random(12, 6, seed=1).to(dtype)
+    seen = torch.ones(12, 12, dtype=torch.bool).tril()
+    with sl.kernels(True):
+        expected = F.simplex_least_squares(x, atoms, mask=seen, locality=locality)
+        for junk in (3.0, -1e4, torch.nan, torch.inf):
+            other, later = x.clone(), atoms.clone()
+            other[8:], later[8:] = 5 * random(4, 6, seed=2).to(dtype), junk
+            found = F.simplex_least_squares(other, later, mask=seen, locality=locality)
+            assert all(torch.equal(a[:8], b[:8]) for a, b in zip(found, expected, strict=True))
+        for i in (0, 3, 7):
+            alone = F.simplex_least_squares(x[i], atoms[: i + 1], locality=locality)
+            assert torch.equal(alone.weights, expected.weights[i, : i + 1])
+
+
+@pytest.mark.parametrize("locality", [0.0, 0.05])
+def test_without_kernels_the_future_changes_nothing_either(locality: float) -> None:
+    x, atoms, seen = random(12, 6), random(12, 6, seed=1), torch.ones(12, 12, dtype=torch.bool).tril()
+    with sl.kernels(False):
+        expected = F.simplex_least_squares(x, atoms, mask=seen, locality=locality).weights
+        for junk in (3.0, -1e4, torch.nan, torch.inf):
+            other, later = x.clone(), atoms.clone()
+            other[8:], later[8:] = 5 * random(4, 6, seed=2), junk
+            found = F.simplex_least_squares(other, later, mask=seen, locality=locality).weights
+            # Not to the bit: the projection makes as many passes as the slowest row of the batch needs.
+            torch.testing.assert_close(found[:8], expected[:8], rtol=0, atol=1e-15)
+
+
+@KERNELS
+def test_nan_spoils_the_queries_that_may_use_it(kernels: bool) -> None:
+    x, atoms = random(3, 4), random(6, 4, seed=1)
+    x[0, 1], atoms[2, 3] = torch.nan, torch.nan
+    seen = torch.ones(3, 6, dtype=torch.bool)
+    seen[2, 2] = False
+    with sl.kernels(kernels):
+        found = F.simplex_least_squares(x, atoms, mask=seen, tol=1e-12)
+    assert found.weights[:2].isnan().all()
+    assert found.gap[:2].isnan().all()
+    kept = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(found.weights[2, kept], solve(x[2], atoms[kept], tol=1e-12), rtol=0, atol=1e-9)

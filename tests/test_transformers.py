@@ -38,9 +38,8 @@ def test_softmax_by_our_path_is_eager(situation: str) -> None:
 
 @pytest.mark.parametrize(("name", "situation"), BY_ITSELF, ids=str)
 def test_the_future_the_cache_and_the_pads_change_nothing(name: str, situation: str) -> None:
-    # Scale-free weights are found by iteration, and the set of keys steers it: they agree to the solver's tolerance.
-    bound = 0 if "tokens that differ" in situation else 1e-3 if name == "scale_free" else 2e-5
-    if "later tokens changed" in situation and name != "scale_free":
+    bound = 0 if "tokens that differ" in situation else 2e-5
+    if "later tokens changed" in situation:
         bound = 0
     assert BY_ITSELF[name, situation]() <= bound
 

@@ -52,8 +52,8 @@ def scale_free_attention(
 
     >>> import torch, sparselayers.functional as F
     >>> key = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 5.0]])
-    >>> F.scale_free_attention(torch.tensor([[0.5, -1.0]]), key, torch.tensor([[0.0], [4.0], [9.0]]))
-    tensor([[1.0000]])
+    >>> F.scale_free_attention(torch.tensor([[0.5, -1.0]]), key, torch.tensor([[0.0], [5.0], [9.0]]))
+    tensor([[1.2500]])
     """
     masks.check_shapes(query, key, value, enable_gqa)
     if attn_mask is not None and attn_mask.is_floating_point() and may_branch(attn_mask):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.eager import may_branch
+from ..ops.eager import is_plain_eager, may_branch
+from ..ops.kernels.nearest import nearest_points, pulled_weights
 from ..ops.norm import upcast
 from ..ops.project import project_simplex
-from ..ops.spectral import squared_norm
 from ..proxgrad import proximal_gradient
+from .active_set import nearest_atom, polish
+from .least_squares import LeastSquares, centred
 
 Backward = Literal["implicit", "unroll"]
+Strength = float | Tensor
 
-CHORD_STEPS = 4  # two for two orders of derivative, two for what the constant inverse is short of
+DESCENT = 30  # steps of projected gradient, which find most of the support, before the active set settles the rest
+MOST_WITH_RIDGE = 256  # a ridge has supports of any size; beyond this it is left to projected gradient alone
 
 
 class SimplexResult(NamedTuple):
@@ -32,8 +36,8 @@ def simplex_least_squares(
     atoms: Tensor,
     *,
     mask: Tensor | None = None,
-    locality: float | Tensor = 0.0,
-    ridge: float | Tensor = 0.0,
+    locality: Strength = 0.0,
+    ridge: Strength = 0.0,
     tol: float = 1e-6,
     max_iter: int = 1000,
     backward: Backward = "implicit",
@@ -42,29 +46,31 @@ def simplex_least_squares(
 
     argmin_y over the simplex  1/2 ‖x - sum_j y_j k_j‖² + locality/2 sum_j y_j ‖x - k_j‖² + ridge/2 ‖y‖²
 
-    Accelerated projected gradient with per-query restart on centred atoms. With locality > 0 or outside the atoms' hull
-    the answer does not change when x and atoms are scaled, shifted or rotated together; inside the hull, at
-    locality = ridge = 0, many weights explain x exactly and any of them is returned.
+    Wolfe's active-set method in float64, each query for itself: by a kernel on the CPU, else in torch operations after a
+    few steps of accelerated projected gradient. No query sees the others, nor an atom that it may not use. With
+    locality > 0 or outside the atoms' hull the answer does not change when x and atoms are scaled, shifted or rotated
+    together; inside the hull, at locality = ridge = 0, many weights explain x exactly and any of them is returned.
 
     Args:
         x: (..., d).
         atoms: (..., n, d); the leading axes broadcast against those of x. (n, d) or (..., 1, n, d) is one set of atoms for
             many queries and is not expanded.
-        mask: boolean, broadcasts to (..., n), True = may be used. An atom that no query may use may hold NaN; one that
-            some queries may use may not, unless each query has atoms of its own.
+        mask: boolean, broadcasts to (..., n), True = may be used. What stands in an atom matters to those alone who may
+            use it, be it NaN.
         locality: >= 0, dimensionless; a number or a tensor that broadcasts to (..., 1); may need grad.
         ridge: >= 0, absolute: it breaks the scale invariance; likewise.
-        tol: a query stops once gap <= tol (looked at every 5 steps).
-        max_iter: steps at most; if they end first, the honest gap comes back and no exception.
+        tol: a query stops once gap <= tol.
+        max_iter: steps at most, each of projected gradient or one atom that joins or leaves the support; if they end
+            first, the honest gap comes back and no exception.
         backward: "implicit": the exact derivative of the optimum on its support, in memory that does not grow with the
-            steps; "unroll": through the steps.
+            steps; "unroll": through steps of projected gradient alone, which may take thousands.
 
     Returns: SimplexResult(weights (..., n), gap (...,), iterations (...,)). gap is the duality gap relative to
         max_j ‖k_j - x‖² (0 where that is 0), an upper bound on the suboptimality. A query without any atom gets 0.
 
     Raises: TypeError for dtypes; ValueError for shapes, negative numbers and an unknown `backward`.
 
-    Source: Wolfe 1976 (the problem, as the nearest point of a polytope); Beck and Teboulle 2009; Jaggi 2013 (the gap).
+    Source: Wolfe 1976 (problem and method, as the nearest point of a polytope); Beck and Teboulle 2009; Jaggi 2013 (the gap).
 
     When not to use: for weights of either sign, or without sum 1: that is the Lasso or `ridge`.
 
@@ -117,7 +123,7 @@ def simplex_least_squares(
     return SimplexResult(found.weights.to(dtype), found.gap.squeeze(-1), found.iterations.squeeze(-1))
 
 
-def _as_row(q: float | Tensor) -> float | Tensor:
+def _as_row(q: Strength) -> Strength:
     return q.unsqueeze(-2) if isinstance(q, Tensor) and q.ndim else q
 
 
@@ -125,121 +131,121 @@ def _solve(
     x: Tensor,
     atoms: Tensor,
     mask: Tensor | None,
-    locality: float | Tensor,
-    ridge: float | Tensor,
+    locality: Strength,
+    ridge: Strength,
     tol: float,
     max_iter: int,
     backward: Backward,
 ) -> SimplexResult:
     """Queries x (..., m, d), atoms (..., n, d), mask (..., m, n) -> weights (..., m, n), gap and iterations (..., m, 1)."""
-    usable = torch.ones((), dtype=torch.bool, device=x.device) if mask is None else mask
-    usable = usable.expand(*x.shape[:-1], atoms.shape[-2])
-    used = (usable.any(-2) if atoms.ndim > 2 else usable.flatten(0, -2).any(0)).unsqueeze(-1)
-    # A shift changes nothing but the conditioning, a scale nothing but what the ridge is measured in; what no query may
-    # use takes no part in either, be it NaN.
-    centre = torch.where(used, atoms, 0).sum(-2, keepdim=True) / used.sum(-2, keepdim=True).clamp_min(1)
-    atoms, x = torch.where(used, atoms - centre, 0), x - centre
-    radius = atoms.detach().abs().amax((-2, -1), keepdim=True)
-    radius = torch.where(radius > 0, radius, 1)
-    problem = _Problem(x / radius, atoms / radius, usable, locality, ridge / radius / radius)
-    fixed = problem.detach()
-    run = problem if backward == "unroll" else fixed
-    step = 1 / run.curvature()
+    shared = mask is None or all(size == 1 for size in mask.shape[slice(-1) if atoms.ndim == 2 else slice(-2, -1)])
+    if backward == "unroll":
+        problem = LeastSquares.of(x, atoms, mask, locality, ridge)
+        y, steps = _descend(problem, shared, tol, max_iter)
+        # A query that was right from the start took no step; it belongs to the graph all the same, with derivative 0.
+        return SimplexResult(y + 0 * problem.linear, problem.fixed(y.dtype).gap(y.detach()), steps)
+    served = nearest_points(x, atoms, mask, locality, ridge, tol, max_iter)
+    leaves = [q for q in (x, atoms, locality, ridge) if isinstance(q, Tensor)]
+    if served is not None:
+        y, gap, steps = served
+        if torch.is_grad_enabled() and any(q.requires_grad for q in leaves):
+            y = _Implicit.apply(y, x, atoms, mask, locality, ridge)
+        return SimplexResult(y, gap, steps)
+    problem = LeastSquares.of(x, atoms, mask, locality, ridge)
+    y, gap, steps = _search(problem, shared, tol, max_iter)
+    if not is_plain_eager(y) or (torch.is_grad_enabled() and any(q.requires_grad for q in leaves)):
+        y = problem.attach_derivative(y)
+    return SimplexResult(y, gap, steps)
+
+
+def _descend(problem: LeastSquares, shared: bool, tol: float, depth: int) -> tuple[Tensor, Tensor]:
+    """Projected gradient with momentum from even weights, each query until its gap is below tol."""
+    usable, fixed = problem.usable, problem.fixed(problem.x.dtype)
     found = proximal_gradient(
-        project_simplex(torch.zeros_like(usable, dtype=x.dtype), mask=usable),
-        grad=run.gradient,
+        project_simplex(torch.zeros_like(usable, dtype=problem.x.dtype), mask=usable),
+        grad=problem.gradient,
         prox=lambda v, k: project_simplex(v, mask=usable),
-        step=step,
-        depth=max_iter,
+        step=1 / problem.curvature(shared),
+        depth=depth,
         momentum=True,
         restart="sample",
         stop=lambda y: fixed.gap(y.detach()) <= tol,
     )
-    # A query that was right from the start took no step; it belongs to the graph all the same, with derivative 0.
-    weights = found.z + 0 * problem.linear if backward == "unroll" else problem.attach_derivative(found.z)
-    return SimplexResult(weights, fixed.gap(found.z.detach()), torch.as_tensor(found.steps))
+    return found.z, torch.as_tensor(found.steps)
 
 
-class _Problem:
-    """One least squares problem a query: 1/2 ‖x - y K‖² + locality/2 sum y ‖x - k‖² + ridge/2 ‖y‖²."""
-
-    def __init__(self, x: Tensor, atoms: Tensor, usable: Tensor, locality: float | Tensor, ridge: Tensor) -> None:
-        self.x, self.atoms, self.usable, self.locality, self.ridge = x, atoms, usable, locality, ridge
-        products = x @ atoms.mT
-        # ‖x - k‖² without its part in x alone, which is constant on the simplex
-        nearness = atoms.square().sum(-1).unsqueeze(-2) / 2 - products
-        self.linear = locality * nearness - products
-
-    def detach(self) -> _Problem:
-        locality = self.locality.detach() if isinstance(self.locality, Tensor) else self.locality
-        return _Problem(self.x.detach(), self.atoms.detach(), self.usable, locality, self.ridge.detach())
-
-    def gradient(self, y: Tensor) -> Tensor:
-        return (y @ self.atoms) @ self.atoms.mT + self.linear + self.ridge * y
-
-    def curvature(self) -> Tensor:
-        """An upper bound on the largest eigenvalue of K K^T + ridge I, one a set of atoms (..., 1, 1)."""
-        bound = squared_norm(self.atoms)[..., None, None] + self.ridge
-        return torch.where(bound > 0, bound, 1)
-
-    def gap(self, y: Tensor) -> Tensor:
-        """<g, y> - min g over the usable atoms, relative to max ‖k - x‖²: (..., m, 1)."""
-        g = self.gradient(y)
-        least = torch.where(self.usable, g, torch.inf).amin(-1, keepdim=True)
-        excess = (torch.where(self.usable, g - least, 0) * y).sum(-1, keepdim=True)
-        products, sizes = self.x @ self.atoms.mT, self.atoms.square().sum(-1).unsqueeze(-2)
-        distance = self.x.square().sum(-1, keepdim=True) + sizes - 2 * products
-        scale = torch.where(self.usable, distance, 0).amax(-1, keepdim=True)
-        return torch.where(scale > 0, excess / torch.where(scale > 0, scale, 1), 0)
-
-    def attach_derivative(self, y: Tensor) -> Tensor:
-        r"""The value of y with the derivative of the optimum on its support S.
-
-        On S, with C the projection on sum 0, the optimum solves  C (G_SS + ridge I) y_S = -C linear_S.  Chord steps from
-        the constant y, y <- y - N (residual - its constant value), write that in plain torch operations: each step makes
-        one more order of derivative exact. N is a constant inverse of C (G_SS + ridge I) C that vanishes where that is
-        singular (affinely dependent atoms have many derivatives; this is nearly the smallest); what it is short of the
-        inverse elsewhere, each step reduces by the same factor again.
-        """
-        n, d = self.atoms.shape[-2:]
-        if may_branch(y):
-            room = max(1, int((y > 0).sum(-1).max())) if y.numel() else 1
-        else:
-            room = min(n, d + 1) if isinstance(self.locality, Tensor) or self.locality > 0 else n
-        kept, where = y.topk(room, dim=-1)
-        member = (kept > 0).to(y.dtype)
-        across = member.unsqueeze(-2)
-        rows = self.atoms.unsqueeze(-3).expand(*y.shape[:-1], n, d)
-        rows = rows.gather(-2, where.unsqueeze(-1).expand(*where.shape, d)) * member.unsqueeze(-1)
-        linear, ridge = self.linear.gather(-1, where), self.ridge
-
-        def residual(weights: Tensor) -> Tensor:
-            explained = (weights.unsqueeze(-2) @ rows) @ rows.mT
-            return _centred(explained.squeeze(-2) + linear + ridge * weights, member)
-
-        spread = _centred(rows.detach().mT, across)
-        gram = spread.mT @ spread + ridge.detach().unsqueeze(-1) * _centred(torch.diag_embed(member), across)
-        count = member.sum(-1, keepdim=True).clamp_min(1)
-        mean = torch.diagonal(gram, dim1=-2, dim2=-1).sum(-1, keepdim=True) / count
-        mean = torch.where(mean > 0, mean, 1).unsqueeze(-1)
-        # What C takes out is filled in, so that only true dependence among the atoms is near singular.
-        filled = torch.diag_embed(1 - member) + across * member.unsqueeze(-1) / count.unsqueeze(-1)
-        slight = torch.finfo(y.dtype).eps ** 0.5 * torch.eye(room, dtype=y.dtype, device=y.device)
-        factor = torch.linalg.cholesky_ex(gram + mean * (filled + slight))[0]
-
-        def inverse(v: Tensor) -> Tensor:
-            once = torch.cholesky_solve(v.unsqueeze(-1), factor)
-            return _centred(torch.cholesky_solve(gram @ once, factor).squeeze(-1), member)
-
-        start = kept.detach()
-        offset = residual(start).detach()
-        weights = start
-        for _ in range(CHORD_STEPS):
-            weights = weights - inverse(residual(weights) - offset)
-        return y.scatter_add(-1, where, weights - start)
+def _search(problem: LeastSquares, shared: bool, tol: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights, their gap and the steps taken, without a graph: projected gradient, then the active set in float64."""
+    n, d = problem.atoms.shape[-2:]
+    dtype, exact = problem.x.dtype, problem.fixed(torch.float64)
+    ridged = isinstance(problem.ridge, Tensor) or problem.ridge > 0
+    settles, room = not ridged or n <= MOST_WITH_RIDGE, n if ridged else min(n, d + 2)
+    if settles and torch.compiler.is_compiling():  # a traced step of projected gradient is a long program
+        y, steps = nearest_atom(exact), torch.zeros((), dtype=torch.long, device=problem.x.device)
+        descent = 0
+    else:
+        descent = min(most, DESCENT) if settles else most
+        y, steps = _descend(problem.fixed(dtype), shared, tol / 2, descent)
+    if most > descent:
+        passes = most - descent if may_branch(y) else min(most - descent, 3 * room)
+        y, more = polish(exact, y.double(), room, tol if dtype == torch.float64 else tol / 2, passes)
+        steps = steps + more
+    y = torch.where(problem.usable, y, 0).to(dtype)
+    return y, exact.gap(y.double()).to(dtype), steps
 
 
-def _centred(v: Tensor, member: Tensor) -> Tensor:
-    """v (..., n) on the members (1, not 0) less its mean over them, and 0 elsewhere."""
-    count = member.sum(-1, keepdim=True).clamp_min(1)
-    return (v - (v * member).sum(-1, keepdim=True) / count) * member
+class _Implicit(torch.autograd.Function):
+    """The identity on weights y that a kernel found, with the derivative of the optimum on their support.
+
+    With M = [[G + ridge, 1], [1, 0]] on the support, w the solution of M [w; .] = [dL/dy; 0], P = w K and r = x - y K:
+    (1 + locality) P is the gradient of x, w_i (r + locality (x - k_i)) - y_i P that of k_i, -w ‖x - k‖² / 2 that of the
+    locality and -w y that of the ridge.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, atoms: Tensor, mask: Tensor | None, locality: Strength, ridge: Strength
+    ) -> Tensor:
+        tensors = [q if isinstance(q, Tensor) else None for q in (locality, ridge)]
+        ctx.save_for_backward(y, x, atoms, mask, *tensors)
+        ctx.numbers = [None if isinstance(q, Tensor) else q for q in (locality, ridge)]
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        y, x, atoms, mask, *tensors = ctx.saved_tensors
+        locality, ridge = (q if t is None else t for q, t in zip(ctx.numbers, tensors, strict=True))
+        inputs = (x, atoms, locality, ridge)
+        wanted = [ctx.needs_input_grad[i] for i in (1, 2, 4, 5)]
+        w = None if torch.is_grad_enabled() else pulled_weights(y, v, x, atoms, ridge)
+        if w is not None:
+            found = zip(_pulled(w, y, *inputs, mask), inputs, wanted, strict=True)
+            gx, gk, gl, gr = (_summed(g, q.shape) if want else None for g, q, want in found)
+            return None, gx, gk, None, gl, gr
+        with torch.enable_grad():
+            chosen = [q for q, want in zip(inputs, wanted, strict=True) if want]
+            again = LeastSquares.of(x, atoms, mask, locality, ridge).attach_derivative(y)
+        grads = iter(torch.autograd.grad(again, chosen, v, create_graph=torch.is_grad_enabled()))
+        gx, gk, gl, gr = (next(grads) if want else None for want in wanted)
+        return None, gx, gk, None, gl, gr
+
+
+def _pulled(
+    w: Tensor, y: Tensor, x: Tensor, atoms: Tensor, locality: Strength, ridge: Strength, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four gradients of `_Implicit`, not yet summed over the axes that their tensors broadcast over."""
+    n, d = atoms.shape[-2:]
+    # w sums to 0 and y to 1, so that the centre drops out of all four; what is left of it is rounding.
+    x, keys, _, _ = centred(x, atoms, mask)
+    pull, residual = w @ keys, x - y @ keys
+    local = locality * w
+    parts = [(w, residual), (local, x), (-y, pull)]
+    if atoms.ndim == 2:
+        parts, local = [(a.reshape(-1, n), b.reshape(-1, d)) for a, b in parts], local.reshape(-1, n)
+    grad_atoms = sum(a.mT @ b for a, b in parts) - local.sum(-2).unsqueeze(-1) * keys
+    far = (w @ keys.square().sum(-1).unsqueeze(-1)) - 2 * (pull * x).sum(-1, keepdim=True)
+    return (1 + locality) * pull, grad_atoms, -far / 2, -(w * y).sum(-1, keepdim=True)
+
+
+def _summed(g: Tensor, shape: torch.Size) -> Tensor:
+    return g.view((1,) * (len(shape) - g.ndim) + g.shape).sum_to_size(shape)
