@@ -7,10 +7,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ..ops import checks
 from ..ops.entmax15 import entmax15_rows
-from ..ops.project import project_simplex
 from ..ops.rows import Thresholded, leader, masked_rows, restored, thresholded
+from ..ops.waterline import waterline
 
 
 @overload
@@ -48,12 +47,12 @@ def sparsemax(
     >>> F.sparsemax(torch.tensor([0.5, 1.2, 0.1]))
     tensor([0.1500, 0.8500, 0.0000])
     """
-    checks.floating(z, "z")
-    checks.axis(dim, z, "z")
-    checks.boolean_mask(mask, z, "z")
-    if return_threshold:
-        return project_simplex(z, 1.0, dim, mask, return_threshold=True)
-    return project_simplex(z, 1.0, dim, mask)
+    rows = masked_rows(z, dim, mask, "z")
+    p = waterline(rows, 1.0, 1.0).above if z.shape[dim] else rows
+    if not return_threshold:
+        return restored(p, z, dim)
+    top, largest = leader(rows, p)
+    return thresholded(p, top - largest, top, z, dim)
 
 
 @overload
