@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.spectral import squared_norm
@@ -45,3 +45,49 @@ def random_atoms(n_features: int, n_atoms: int, device: torch.device | None, dty
     """Gaussian atoms of unit norm."""
     D = torch.randn(n_features, n_atoms, device=device, dtype=dtype)
     return D / torch.linalg.vector_norm(D, dim=0)
+
+
+def hold(
+    module: nn.Module,
+    n_features: int,
+    n_atoms: int,
+    start: Tensor | None,
+    learn: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """Give `module` its `dictionary`, a parameter if learned, else a buffer: a copy of `start`, or random unit atoms."""
+    device = torch.device(device) if device is not None else None
+    if start is None:
+        D = random_atoms(n_features, n_atoms, device, dtype)
+    else:
+        checks.floating(start, "dictionary")
+        if start.shape != (n_features, n_atoms):
+            raise ValueError(
+                f"dictionary must be ({n_features}, {n_atoms}) (n_features, n_atoms), got {tuple(start.shape)}"
+            )
+        D = start.detach().clone().to(device=device, dtype=dtype)
+    if learn:
+        module.register_parameter("dictionary", nn.Parameter(D))
+    else:
+        module.register_buffer("dictionary", D)
+    return D
+
+
+def redraw(D: Tensor) -> None:
+    """New Gaussian unit atoms in the place of the old ones."""
+    with torch.no_grad():
+        D.copy_(random_atoms(D.shape[0], D.shape[1], D.device, D.dtype))
+
+
+def decode(z: Tensor, D: Tensor) -> Tensor:
+    """D z, for z (..., n_atoms); ValueError where the shapes do not fit."""
+    if z.ndim == 0 or z.shape[-1] != D.shape[1]:
+        raise ValueError(f"z must be (..., {D.shape[1]}), got {tuple(z.shape)}")
+    return z @ D.mT
+
+
+def check_learn(learn: Sequence[str], learnable: tuple[str, ...]) -> None:
+    """ValueError unless `learn` is a sequence of names out of `learnable`."""
+    if isinstance(learn, str) or not set(learn) <= set(learnable):
+        raise ValueError(f"learn must be a sequence of names out of {learnable}, got {learn!r}")

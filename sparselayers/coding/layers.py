@@ -22,6 +22,8 @@ LEARNABLE = ("dictionary", "lam", "step")
 class _Unrolled(nn.Module):
     """What ISTA and FISTA share: everything but the momentum."""
 
+    dictionary: Tensor
+
     def __init__(
         self,
         n_features: int,
@@ -47,27 +49,13 @@ class _Unrolled(nn.Module):
             raise TypeError(f"penalty must be a Penalty such as L1(), got {penalty!r}; pass a callable as shrink=")
         if shrink is not None and not callable(shrink):
             raise TypeError(f"shrink must be a callable (v, t) -> v such as SigShrink(lam, tau), got {shrink!r}")
-        if isinstance(learn, str) or not set(learn) <= set(LEARNABLE):
-            raise ValueError(f"learn must be a sequence of names out of {LEARNABLE}, got {learn!r}")
+        atoms.check_learn(learn, LEARNABLE)
         check_hyperparameters(lam, depth, shrink or penalty, schedule, step, restart, penalty, n_atoms)
         check_strength(lam, n_atoms, penalty)
         self.n_features, self.n_atoms, self.depth = n_features, n_atoms, depth
         self.penalty, self.shrink, self.schedule = penalty, shrink, schedule
         self.momentum, self.restart, self.learn = momentum, restart, tuple(learn)
-        device = torch.device(device) if device is not None else None
-        if dictionary is None:
-            D = atoms.random_atoms(n_features, n_atoms, device, dtype)
-        else:
-            checks.floating(dictionary, "dictionary")
-            if dictionary.shape != (n_features, n_atoms):
-                raise ValueError(
-                    f"dictionary must be ({n_features}, {n_atoms}) (n_features, n_atoms), got {tuple(dictionary.shape)}"
-                )
-            D = dictionary.detach().clone().to(device=device, dtype=dtype)
-        if "dictionary" in learn:
-            self.dictionary = nn.Parameter(D)
-        else:
-            self.register_buffer("dictionary", D)
+        D = atoms.hold(self, n_features, n_atoms, dictionary, "dictionary" in learn, device, dtype)
         positive.hold(self, "lam", lam, "lam" in learn, D)
         if step is None and "step" in learn:
             step = atoms.safe_step(D)
@@ -85,9 +73,7 @@ class _Unrolled(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new Gaussian unit atoms."""
-        fresh = atoms.random_atoms(self.n_features, self.n_atoms, self.dictionary.device, self.dictionary.dtype)
-        with torch.no_grad():
-            self.dictionary.copy_(fresh)
+        atoms.redraw(self.dictionary)
 
     @overload
     def forward(self, x: Tensor, trace: Literal[False] = False) -> Tensor: ...
@@ -112,9 +98,7 @@ class _Unrolled(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The signal of a code: z (..., n_atoms) -> D z (..., n_features)."""
-        if z.ndim == 0 or z.shape[-1] != self.n_atoms:
-            raise ValueError(f"z must be (..., {self.n_atoms}), got {tuple(z.shape)}")
-        return z @ self.dictionary.mT
+        return atoms.decode(z, self.dictionary)
 
     def extra_repr(self) -> str:
         lam, step = positive.brief(self, "lam"), positive.brief(self, "step")
