@@ -69,7 +69,9 @@ def test_a_layer_is_the_dense_one_on_its_explicit_matrix(geometry, layer) -> Non
     torch.testing.assert_close(made.decode(z, x.shape).flatten(1), z.flatten(1) @ D.T)
     torch.testing.assert_close(made(x[2]), z[2])
     found, trace = made(x, trace=True)
-    assert len(trace) == 7 and torch.equal(trace[-1], found) and trace[0].shape == z.shape
+    assert len(trace) == 7
+    assert torch.equal(trace[-1], found)
+    assert trace[0].shape == z.shape
 
 
 @settings(max_examples=80, deadline=None)
@@ -157,7 +159,8 @@ def test_a_group_is_at_one_position() -> None:
     z = sl.ConvISTA(1, 6, 3, depth=9, lam=0.4, penalty=sl.Grouped(sl.GroupL2(), 3), dictionary=w)(x)
     groups = z.unflatten(1, (2, 3)) != 0
     assert torch.equal(groups.any(2), groups.all(2))
-    assert groups.any() and not groups.all()
+    assert groups.any()
+    assert not groups.all()
 
 
 @pytest.mark.parametrize("layer", [sl.ConvISTA, sl.ConvFISTA])
@@ -210,7 +213,8 @@ def test_memory_layouts_dtypes_and_empty_batches() -> None:
     assert layer.decode(z[:0], x.shape).shape == (0, 2, 8, 6)
     half = copy.deepcopy(layer).bfloat16()
     coded = half(x.bfloat16())
-    assert coded.dtype == torch.bfloat16 and half.decode(coded, x.shape).dtype == torch.bfloat16
+    assert coded.dtype == torch.bfloat16
+    assert half.decode(coded, x.shape).dtype == torch.bfloat16
     torch.testing.assert_close(coded.float(), z, atol=0.05, rtol=0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).isfinite().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def random_filters(shape: tuple[int, ...], device: torch.device | None, dtype: t
 
 def fresh(shape: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
     """Random unit atoms: the columns of a matrix, or the filters of a convolution, which has three axes or more."""
-    return random_atoms(*shape, device, dtype) if len(shape) == 2 else random_filters(shape, device, dtype)
+    return random_atoms(shape[0], shape[1], device, dtype) if len(shape) == 2 else random_filters(shape, device, dtype)
 
 
 def hold(
@@ -100,7 +101,7 @@ def hold_shape(
 
 def redraw(module: nn.Module) -> None:
     """New Gaussian unit atoms in the place of the module's old ones, through its parametrization if it has one."""
-    D = module.dictionary
+    D = cast(Tensor, module.dictionary)
     new = fresh(tuple(D.shape), D.device, D.dtype)
     with torch.no_grad():
         if parametrize.is_parametrized(module, "dictionary"):

@@ -86,9 +86,8 @@ def unit_norm(module: nn.Module, name: str = "dictionary", dim: int | None = Non
     True
     """
     if parametrize.is_parametrized(module, name):
-        if any(isinstance(each, UnitNorm) for each in module.parametrizations[name]):
-            raise ValueError(f"{name!r} of {type(module).__name__} has unit norm already")
-    elif name not in dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False)):
+        raise ValueError(f"{name!r} of {type(module).__name__} has a parametrization already; remove it first")
+    if name not in dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False)):
         raise ValueError(f"{type(module).__name__} has no parameter or buffer {name!r}; give its name")
     if dim is None:
         dim = -1 if getattr(module, name).ndim == 2 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -52,9 +51,9 @@ def conv_squared_norm(weight: Tensor, stride: tuple[int, ...]) -> Tensor:
     table = _frequencies(degrees, correlation)
     n = 2 * correlation.shape[0]
     if table.shape[0] * n**3 * SQUARINGS <= MOST_WORK:
-        with_cos = math.prod(1 / math.cos(math.pi / FINENESS) for degree in degrees if degree)
+        between = (1 / math.cos(math.pi / FINENESS)) ** sum([degree > 0 for degree in degrees])
         worst = _schatten(_symbol(correlation.detach(), table)).argmax()
-        bound = with_cos * _schatten(_symbol(correlation, table[worst].unsqueeze(0))).squeeze(0)
+        bound = between * _schatten(_symbol(correlation, table[worst].unsqueeze(0))).squeeze(0)
     else:
         bound = POWER_MARGIN * _power(correlation, degrees)
     return torch.where(largest.isfinite(), bound * scale.square(), torch.nan)
@@ -66,7 +65,7 @@ def polyphase(weight: Tensor, stride: tuple[int, ...]) -> Tensor:
     taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]
     short = [(0, t * s - k) for t, s, k in zip(taps, stride, kernel, strict=True)]
     padded = torch.nn.functional.pad(weight, [pad for axis in reversed(short) for pad in axis])
-    split = padded.reshape(n_atoms, channels, *(size for pair in zip(taps, stride, strict=True) for size in pair))
+    split = padded.reshape(n_atoms, channels, *[size for pair in zip(taps, stride, strict=True) for size in pair])
     dims = len(kernel)
     within, across = [3 + 2 * axis for axis in range(dims)], [2 + 2 * axis for axis in range(dims)]
     return split.permute(1, *within, 0, *across).reshape(channels * math.prod(stride), n_atoms, *taps)
@@ -83,11 +82,13 @@ def _frequencies(degrees: tuple[int, ...], like: Tensor) -> Tensor:
     """w . r for each frequency of the grid and each tap r: (frequencies, taps). Half a grid: the rest is conjugate."""
     points = [FINENESS * degree or 1 for degree in degrees]
     grid = [range(n) for n in points[:-1]] + [range(points[-1] // 2 + 1)]
-    float64 = {"dtype": torch.float64, "device": like.device}
-    axes = [torch.arange(len(part), **float64) * (2 * math.pi / n) for part, n in zip(grid, points, strict=True)]
-    w = torch.cartesian_prod(*axes).reshape(-1, len(degrees))
-    taps = list(itertools.product(*(range(-degree, degree + 1) for degree in degrees)))
-    return (w @ torch.tensor(taps, **float64).mT).to(like.dtype)
+    frequencies = [
+        torch.arange(len(part), dtype=torch.float64, device=like.device) * (2 * math.pi / n)
+        for part, n in zip(grid, points, strict=True)
+    ]
+    taps = [torch.arange(-degree, degree + 1, dtype=torch.float64, device=like.device) for degree in degrees]
+    w, r = (torch.cartesian_prod(*axes).reshape(-1, len(degrees)) for axes in (frequencies, taps))
+    return (w @ r.mT).to(like.dtype)
 
 
 def _symbol(correlation: Tensor, table: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def _symbol(correlation: Tensor, table: Tensor) -> Tensor:
 
 def _schatten(G: Tensor) -> Tensor:
     """(1/2 trace G^256)^(1/256) of each matrix, at least its largest eigenvalue; the trace counts every one twice."""
-    log_norm, power = 0.0, 1.0
+    log_norm, power = torch.zeros_like(G[:, 0, 0]), 1.0
     for _ in range(SQUARINGS):
         trace = G.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
         trace = torch.where(trace > 0, trace, 1)
