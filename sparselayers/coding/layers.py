@@ -86,7 +86,7 @@ class ISTA(_Unrolled):
         shrink: a callable (v, t) -> v in the place of the prox of R; a module's own parameters are learned with the rest.
         schedule: `Homotopy()` (lam_max per sample, from the penalty) or `Constant()`.
         step: step size; None is 1 / ‖D‖², always safe. 1.0 is for incoherent dictionaries and may diverge otherwise.
-        dictionary: the initial D, copied; Gaussian unit atoms if None. Atoms keep unit norm only by a parametrization.
+        dictionary: the initial D, copied; Gaussian unit atoms if None. Atoms keep unit norm only by `unit_norm`.
         learn: which of "dictionary", "lam", "step" are parameters; lam and step are learned as logarithms.
         device, dtype: of the dictionary.
 

@@ -52,8 +52,8 @@ def conv_squared_norm(weight: Tensor, stride: tuple[int, ...]) -> Tensor:
     n = 2 * correlation.shape[0]
     if table.shape[0] * n**3 * SQUARINGS <= MOST_WORK:
         between = (1 / math.cos(math.pi / FINENESS)) ** sum([degree > 0 for degree in degrees])
-        worst = _schatten(_symbol(correlation.detach(), table)).argmax()
-        bound = between * _schatten(_symbol(correlation, table[worst].unsqueeze(0))).squeeze(0)
+        worst = _schatten(_symbol(correlation.detach(), table)).argmax(0, keepdim=True)
+        bound = between * _schatten(_symbol(correlation, table[worst])).squeeze(0)
     else:
         bound = POWER_MARGIN * _power(correlation, degrees)
     return torch.where(largest.isfinite(), bound * scale.square(), torch.nan)
