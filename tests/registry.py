@@ -196,7 +196,9 @@ OPERATORS: list[Operator] = [
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
-    Operator("conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)),
+    Operator(
+        "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
+    ),
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),

@@ -118,7 +118,11 @@ WRONG = [
     (lambda: sl.UnitNorm(3)(torch.ones(2, 2)), ValueError, r"dim must lie in \[-2, 1\]"),
     (lambda: sl.UnitNorm()(torch.ones(2, 2).int()), TypeError, "D must be floating point"),
     (lambda: sl.unit_norm(torch.nn.Linear(2, 2)), ValueError, "Linear has no parameter or buffer 'dictionary'"),
-    (lambda: sl.unit_norm(sl.unit_norm(sl.ISTA(2, 3, depth=1))), ValueError, "'dictionary' of .* has a parametrization"),
+    (
+        lambda: sl.unit_norm(sl.unit_norm(sl.ISTA(2, 3, depth=1))),
+        ValueError,
+        "'dictionary' of .* has a parametrization",
+    ),
 ]
 
 
