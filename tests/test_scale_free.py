@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import sparselayers as sl
 import sparselayers.functional as F
 from sparselayers.attention import lean_scale_free
+from sparselayers.attention.weights import LOCALITY
 
 N, L, S, E, HEADS = 2, 6, 9, 8, 2
 attend = F.scale_free_attention
@@ -616,3 +617,47 @@ def test_nothing_of_the_size_of_the_weights_is_saved() -> None:
         out = attend(q, k, v, locality=0.1, is_causal=True)
     out.sum().backward()
     assert sum(saved) <= 4 * 1024 * (3 * 2 + 2 * 3 + 1)  # inputs, supports of three, and which keys are used; not 1024
+
+
+def swapped(kind: str) -> tuple[nn.Module, dict]:
+    """Something with mapping="scale_free", and how it is called with a mask whose True = ignore."""
+    torch.manual_seed(0)
+    if kind == "MultiheadAttention":
+        module = sl.MultiheadAttention(E, HEADS, batch_first=True, dtype=torch.float64, mapping="scale_free")
+        return module, {"call": lambda q, k, mask: module(q, k, k, attn_mask=mask)[0]}
+    layer = nn.TransformerDecoderLayer(E, HEADS, 16, dropout=0.0, batch_first=True, dtype=torch.float64)
+    assert sl.swap_attention(layer, "scale_free") == 2
+    return layer, {"call": lambda q, k, mask: layer(q, k, memory_mask=mask)}
+
+
+@pytest.mark.parametrize("kind", ["MultiheadAttention", "swap_attention"])
+def test_the_mapping_drops_masked_keys(kind: str) -> None:
+    _, options = swapped(kind)
+    x, memory = random(N, L, E), random(N, S, E, seed=1)
+    drop = torch.tensor([False, True, False, False, True, False, True, False, False]).expand(L, S)
+    expected = options["call"](x, memory[:, ~drop[0]], None)
+    for mask in (drop, torch.zeros(L, S).double().masked_fill(drop, -torch.inf)):
+        exact(options["call"](x, memory, mask), expected, 1e-10)
+    with pytest.raises(TypeError, match="drops keys and cannot add scores"):
+        options["call"](x, memory, random(L, S))
+
+
+def test_the_name_in_transformers_drops_masked_keys() -> None:
+    from sparselayers.integrations.transformers import attention
+
+    q, k, v = heads()
+    drop = torch.rand(N, 1, L, S, generator=torch.Generator().manual_seed(2)) > 0.6
+    added = torch.zeros(drop.shape, dtype=torch.float64).masked_fill(drop, torch.finfo(torch.float64).min)
+    out = attend(q, k, v, ~drop, locality=LOCALITY).transpose(1, 2)
+    for mask in (~drop, added):
+        exact(attention(nn.Identity(), q, k, v, mask, scaling=0.3, mapping="scale_free")[0], out, 1e-10)
+    with pytest.raises(TypeError, match="drops keys and cannot add scores"):
+        attention(nn.Identity(), q, k, v, added + 1, mapping="scale_free")
+
+
+def test_the_locality_of_the_mapping() -> None:
+    """In modules it is that of `ScaleFreeAttention`; in the function it is 0."""
+    q, k, v = heads(near=0.3)
+    exact(sl.SparseAttention("scale_free")(q, k, v), attend(q, k, v, locality=LOCALITY))
+    exact(F.scaled_dot_product_attention(q, k, v, mapping="scale_free"), attend(q, k, v))
+    assert float(sl.ScaleFreeAttention(8, 2).log_locality.detach().exp()[0]) == pytest.approx(LOCALITY)
