@@ -57,7 +57,9 @@ def proximal_gradient(
     t: float | Tensor = 1.0
     kept: list[Tensor] = []
     sample = tuple(range(-axes, 0))
-    downhill = -step  # y + (-step) grad has one pass less in its backward than y - step grad, bit by bit the same values
+    downhill = (
+        -step
+    )  # y + (-step) grad has one pass less in its backward than y - step grad, bit by bit the same values
     done = None if stop is None else stop(z)
     steps: Tensor | int = depth if done is None else torch.where(done, 0, depth)
     for k in range(1, depth + 1):

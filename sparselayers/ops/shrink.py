@@ -42,7 +42,8 @@ def soft_threshold(v: Tensor, t: float | Tensor) -> Tensor:
     if isinstance(t, Tensor):
         if soft.serves(v, t):
             return cast(Tensor, soft.SoftThreshold.apply(v, t))
-        return torch.where(t == 0, v, v - v.clamp(-t, t)).to(v.dtype)
+        below = (v.detach().abs() <= t.detach()) & (t.detach() != 0)
+        return torch.where(below, 0, v - t * v.detach().sign()).to(v.dtype)
     if t == 0:
         return v.clone()
     return torch.nn.functional.softshrink(v, min(t, torch.finfo(v.dtype).max))
