@@ -6,6 +6,8 @@ from .attention.scale_free_layer import ScaleFreeAttention
 from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
 from .coding.layers import FISTA, ISTA
+from .coding.lista import LISTA
+from .coding.support_selection import SupportSelection
 from .mappings.entmax import Entmax
 from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
 from .mappings.shrinkage import SigShrink, SoftThreshold
@@ -40,6 +42,7 @@ __all__ = [
     "ISTA",
     "L0",
     "L1",
+    "LISTA",
     "Box",
     "Constant",
     "ElasticNet",
@@ -68,6 +71,7 @@ __all__ = [
     "Sparsemax",
     "SparsemaxLoss",
     "SparsityReport",
+    "SupportSelection",
     "functional",
     "kernels",
     "restore_attention",

@@ -133,6 +133,10 @@ def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tens
     return lambda x, D, lam: code(x, D, lam, depth=3, **options)
 
 
+def _lista(variant: str, **options: object) -> Callable[..., Tensor]:
+    return sl.LISTA(5, 8, depth=3, dictionary=_D, variant=variant, learn=(), dtype=_D.dtype, **options)
+
+
 def _attend(mapping: str) -> Callable[..., Tensor]:
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=_tril, mapping=mapping)
 
@@ -188,6 +192,10 @@ OPERATORS: list[Operator] = [
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator("LISTA(lista)", _lista("lista"), (_x,), (True,)),
+    Operator("LISTA(cp)", _lista("cp", schedule=sl.Constant()), (_x,), (True,)),
+    Operator("LISTA(alista)", _lista("alista", support=sl.SupportSelection(20, 50), step=0.5), (_x,), (True,)),
+    Operator("LISTA(hyper)", _lista("hyper", step=0.5), (_x,), (True,)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
     Operator("attention(softmax)", _attend("softmax"), (_q, _k, _val), (True, True, True)),

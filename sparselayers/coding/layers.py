@@ -15,6 +15,7 @@ from ..proxgrad import Restart
 from ..schedules import Homotopy, Schedule
 from . import dictionary as atoms
 from .ista import Shrink, check_hyperparameters, check_strength, unrolled
+from .objective import objective
 
 LEARNABLE = ("dictionary", "lam", "step")
 
@@ -99,6 +100,10 @@ class _Unrolled(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The signal of a code: z (..., n_atoms) -> D z (..., n_features)."""
         return atoms.decode(z, self.dictionary)
+
+    def objective(self, x: Tensor) -> Tensor:
+        """1/2 ‖x - D z_k‖² + lam R(z_k) after each step, per sample: x (..., n_features) -> (depth, ...)."""
+        return objective(x, self.dictionary, torch.stack(self(x, trace=True)[1]), self.lam, self.penalty)
 
     def extra_repr(self) -> str:
         lam, step = positive.brief(self, "lam"), positive.brief(self, "step")
