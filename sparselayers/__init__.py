@@ -5,9 +5,11 @@ from .attention.multihead import MultiheadAttention
 from .attention.scale_free_layer import ScaleFreeAttention
 from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
+from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
 from .coding.lista import LISTA
 from .coding.support_selection import SupportSelection
+from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
 from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
 from .mappings.shrinkage import SigShrink, SoftThreshold
@@ -45,6 +47,8 @@ __all__ = [
     "LISTA",
     "Box",
     "Constant",
+    "ConvFISTA",
+    "ConvISTA",
     "ElasticNet",
     "Entmax",
     "Entmax15",
@@ -72,9 +76,11 @@ __all__ = [
     "SparsemaxLoss",
     "SparsityReport",
     "SupportSelection",
+    "UnitNorm",
     "functional",
     "kernels",
     "restore_attention",
     "sparsity_report",
     "swap_attention",
+    "unit_norm",
 ]

@@ -36,7 +36,7 @@ class Constant:
         return lam
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Homotopy:
     r"""lam_k = lam_max (lam / lam_max)^(k / depth), k = 1..depth, with lam_max PER SAMPLE.
 
@@ -65,6 +65,9 @@ class Homotopy:
 
     def __post_init__(self) -> None:
         checks.number(self.start, "start", low=0.0, high=1.0, open_low=True)
+
+    def __repr__(self) -> str:
+        return "Homotopy()" if self.start == 1 else f"Homotopy(start={self.start!r})"
 
     def strength(self, lam: float | Tensor, excess: float | Tensor, k: int, depth: int) -> float | Tensor:
         if self.start != 1:

@@ -339,6 +339,7 @@ def test_lam_per_sample_and_per_atom() -> None:
 
 def test_homotopy_starts_where_it_is_told() -> None:
     half = sl.Homotopy(start=0.5)
+    assert [repr(half), repr(sl.Homotopy())] == ["Homotopy(start=0.5)", "Homotopy()"]
     assert half.strength(0.1, 10.0, 1, 2) == pytest.approx(0.1 * 5**0.5)
     assert half.strength(0.1, 10.0, 2, 2) == pytest.approx(0.1)
     assert half.strength(0.1, 1.5, 1, 2) == 0.1
