@@ -27,10 +27,8 @@ class SoftThreshold(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, t: Tensor) -> Tensor:
-        if t.ndim == 0:
-            out = torch.nn.functional.softshrink(v, min(float(t), torch.finfo(v.dtype).max))
-        else:
-            out = v - v.clamp(-t, t)
+        most = torch.finfo(v.dtype).max
+        out = torch.nn.functional.softshrink(v, min(float(t), most)) if t.ndim == 0 else v - v.clamp(-t, t)
         ctx.save_for_backward(out)
         ctx.t = t.shape, t.dtype
         return out
