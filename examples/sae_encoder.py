@@ -5,7 +5,6 @@ dictionary can explain; (2) `F.fista` with `NonnegativeL1` finds better codes in
 callable may stand in the place of the penalty, here one that fits the strengths of k chosen atoms, k sample by sample.
 """
 
-from collections.abc import Callable
 from pydoc_data.topics import topics
 
 import torch
@@ -18,59 +17,58 @@ from sparselayers.demo.common import options, report
 WIDTH, ATOMS, CONTEXT, K = 64, 8 * 64, 64, 16
 
 
-class Language(nn.Module):
-    """Two causal layers over characters; `stream` is what the second one hands on."""
-
-    def __init__(self, n_symbols: int) -> None:
-        super().__init__()
-        self.embed, self.place = nn.Embedding(n_symbols, WIDTH), nn.Parameter(torch.randn(CONTEXT, WIDTH) / 10)
-        made = {"dropout": 0.0, "batch_first": True, "norm_first": True}
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, **made) for _ in range(2))
-        self.read = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, n_symbols))
-
-    def stream(self, symbols: Tensor) -> Tensor:
-        x = self.embed(symbols) + self.place
-        for layer in self.layers:
-            x = layer(x, nn.Transformer.generate_square_subsequent_mask(CONTEXT), is_causal=True)
-        return x
-
-
 def activations(steps: int = 120) -> tuple[Tensor, Tensor]:
-    """Activations of a model trained on Python's language reference: some 16 000 to train on, 400 to test, of unit mean size."""
+    """What two causal layers trained on Python's language reference make of it: some 16 000 to train on, 400 to test."""
     text = "\n".join(topics[name] for name in sorted(topics))
     symbols = torch.tensor([ord(c) % 256 for c in text])
-    model = Language(256)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+    layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    embed, place, read = nn.Embedding(256, WIDTH), nn.Embedding(CONTEXT, WIDTH), nn.Linear(WIDTH, 256)
+    mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT)
+
+    def stream(n: int) -> tuple[Tensor, Tensor]:
+        pieces = symbols[torch.randint(len(symbols) - CONTEXT, (n, 1)) + torch.arange(CONTEXT + 1)]
+        return layers(embed(pieces[:, :-1]) + place.weight / 10, mask, is_causal=True), pieces[:, 1:]
+
+    optimizer = torch.optim.AdamW([p for part in (layers, embed, place, read) for p in part.parameters()], 3e-3)
     for _ in range(steps):
-        pieces = symbols[torch.randint(len(symbols) - CONTEXT, (32, 1)) + torch.arange(CONTEXT + 1)]
-        scores = model.read(model.stream(pieces[:, :-1]))
+        x, following = stream(32)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(scores.flatten(0, 1), pieces[:, 1:].flatten()).backward()
+        nn.functional.cross_entropy(read(x).flatten(0, 1), following.flatten()).backward()
         optimizer.step()
-    pieces = symbols[torch.randint(len(symbols) - CONTEXT, (256, 1)) + torch.arange(CONTEXT)]
-    with torch.no_grad():
-        x = model.stream(pieces).flatten(0, 1)
-    x = x - x.mean(0)
-    x = x[torch.randperm(len(x))] / x.square().sum(-1).mean().sqrt()
-    return x[400:], x[:400]
-
-
-def train(encode: Callable[[Tensor], Tensor], D: Tensor, parameters: list[Tensor], x: Tensor, lam: float) -> None:
-    """Reconstruction and lam times the sum of the code, 200 steps; atoms keep norm 1."""
-    optimizer = torch.optim.Adam(parameters, 2e-3)
-    for _ in range(200):
-        batch = x[torch.randint(len(x), (512,))]
-        z = encode(batch)
-        optimizer.zero_grad()
-        ((batch - z @ D.mT).square().sum(-1) / 2 + lam * z.sum(-1)).mean().backward()
-        optimizer.step()
-        D.data /= D.data.norm(dim=0)
+    x = stream(256)[0].detach().flatten(0, 1)
+    x = (x - x.mean(0))[torch.randperm(len(x))]
+    return (x / x.square().sum(-1).mean().sqrt()).tensor_split([len(x) - 400])
 
 
 def largest(z: Tensor, k: int | Tensor) -> Tensor:
     """The k largest entries of each row, where positive; k may be a tensor (..., 1)."""
-    rank = z.argsort(-1, descending=True).argsort(-1)
-    return torch.where(rank < k, z.relu(), 0)
+    return torch.where(z.argsort(-1, descending=True).argsort(-1) < k, z.relu(), 0)
+
+
+class Autoencoder(nn.Module):
+    """x -> D z with z = relu(E x + b), of which only the k largest if k is given; atoms keep norm 1."""
+
+    def __init__(self, k: int | None) -> None:
+        super().__init__()
+        self.D, self.k = nn.Parameter(nn.functional.normalize(torch.randn(WIDTH, ATOMS), dim=0)), k
+        self.encoder = nn.Linear(WIDTH, ATOMS)
+        self.encoder.weight.data, self.encoder.bias.data = self.D.detach().mT.clone(), torch.zeros(ATOMS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        return z.relu() if self.k is None else largest(z, self.k)
+
+    def fit(self, x: Tensor, lam: float, steps: int = 200) -> None:
+        optimizer = torch.optim.Adam(self.parameters(), 2e-3)
+        for _ in range(steps):
+            batch = x[torch.randint(len(x), (512,))]
+            z = self(batch)
+            optimizer.zero_grad()
+            ((batch - z @ self.D.mT).square().sum(-1) / 2 + lam * z.sum(-1)).mean().backward()
+            optimizer.step()
+            self.D.data /= self.D.data.norm(dim=0)
+        self.requires_grad_(False)
 
 
 def codes(x: Tensor, D: Tensor, own: Tensor) -> dict[str, Tensor]:
@@ -88,15 +86,11 @@ def main() -> None:
     for seed in range(asked.seeds):
         torch.manual_seed(seed)
         x, test = activations()
-        for name, keep, lam in (("ReLU", torch.relu, 0.01), (f"Top{K}", lambda z: largest(z, K), 0.0)):
-            D = nn.Parameter(nn.functional.normalize(torch.randn(WIDTH, ATOMS), dim=0))
-            encoder = nn.Linear(WIDTH, ATOMS)
-            encoder.weight.data, encoder.bias.data = D.detach().mT.clone(), torch.zeros(ATOMS)
-            train(lambda b: keep(encoder(b)), D, [D, *encoder.parameters()], x, lam)
-            with torch.no_grad():
-                found = codes(test, D, keep(encoder(test)))
-            for code, z in found.items():
-                left = (test - z @ D.mT).square().sum() / test.square().sum()
+        for name, k, lam in (("ReLU", None, 0.01), (f"Top{K}", K, 0.0)):
+            model = Autoencoder(k)
+            model.fit(x, lam)
+            for code, z in codes(test, model.D, model(test)).items():
+                left = (test - z @ model.D.mT).square().sum() / test.square().sum()
                 active = (z > 0).float().sum(-1).mean().item()
                 runs.append({"code": f"{name}: {code}", "seed": seed, "active": active, "unexplained": left.item()})
     print(report(f"Two dictionaries of {ATOMS} atoms for {WIDTH} features", runs, asked.out))
