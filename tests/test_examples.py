@@ -83,3 +83,12 @@ def test_a_report_has_means_over_the_seeds_and_keeps_the_runs(tmp_path: Path) ->
     assert text.splitlines()[0] == "Two runs"
     assert text.splitlines()[-2].split() == ["a", "0.200", "1000"]
     assert json.loads((tmp_path / "runs.json").read_text())["runs"] == runs
+
+
+def test_the_page_of_dictionary_learning_has_the_figures_of_its_run() -> None:
+    results = json.loads((ROOT / "examples" / "dictionary_learning.json").read_text())
+    page = (ROOT / "docs" / "dictionaries.md").read_text()
+    assert f"| learned for {results['seconds']:g} s on one thread by |" in page
+    assert results["threads"] == 1
+    for name, row in (("averages", "averaged"), ("Adam", "adam"), ("scikit-learn, coordinate descent", "scikit_learn")):
+        assert f"| {name} | {results[row]['objective']:.3f} | {results[row]['active']:.2f} |" in page

@@ -154,14 +154,15 @@ def test_gradcheck_of_the_function(near: float, ridge: float) -> None:
     def fn(q: Tensor, k: Tensor, v: Tensor, locality: Tensor) -> Tensor:
         return attend(q, k, v, locality=locality, ridge=ridge, tol=0.0)
 
-    inputs = leaves(q[:, :3], k, v[..., :2], strengths)
+    inputs = leaves(q[:, :2], k[:, :6], v[:, :6, :2], strengths)
     assert torch.autograd.gradcheck(fn, inputs)
     assert torch.autograd.gradgradcheck(fn, inputs, atol=1e-4)
 
 
 def test_gradcheck_of_the_layer() -> None:
-    layer = built(num_kv_heads=1, v_head_dim=2)
-    x, memory = random(1, 3, E), random(1, 5, E, seed=1)
+    torch.manual_seed(0)
+    layer = sl.ScaleFreeAttention(4, 2, num_kv_heads=1, v_head_dim=1, dtype=torch.float64, batch_first=True, tol=0.0)
+    x, memory = random(1, 2, 4), random(1, 4, 4, seed=1)
     names = [name for name, _ in layer.named_parameters()]
     values = leaves(*layer.state_dict().values())
 
@@ -406,6 +407,17 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=50 * torch.finfo(dtype).eps)
     out.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == dtype and p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_autocast_takes_no_bits(kernels: bool) -> None:
+    q, k, v = leaves(*(x.float() for x in heads()))
+    expected = torch.autograd.grad(attend(q, k, v, locality=0.1).square().sum(), (q, k, v))
+    with sl.kernels(kernels), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attend(q, k, v, locality=0.1)
+        assert built(dtype=torch.float32)(*[random(N, L, E).float()] * 3)[0].dtype == torch.bfloat16
+    for got, wanted in zip(torch.autograd.grad(out.square().sum(), (q, k, v)), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_nan_spoils_its_own_row_alone() -> None:
