@@ -145,7 +145,9 @@ def group_exclusive(v: Row, group: float, rival: float, d: Row) -> Row:
     def within(total: float) -> Row:
         return group_l2(soft(v, rival * total / d), group, d)
 
-    return within(brentq(lambda total: np.abs(within(total)).sum() - total, 0.0, np.abs(v).sum(), xtol=1e-300, rtol=1e-15))
+    return within(
+        brentq(lambda total: np.abs(within(total)).sum() - total, 0.0, np.abs(v).sum(), xtol=1e-300, rtol=1e-15)
+    )
 
 
 def prox(penalty, v: Row, t: float, d: Row | None = None) -> Row:

@@ -190,11 +190,16 @@ OPERATORS: list[Operator] = [
     *map(_prox, PENALTIES),
     *(_prox_in_metric(p) for p in PENALTIES if p.has_metric),
     *(_value(p) for p in PENALTIES if not p.indicator),
+    _value(sl.HoyerSquare()),
+    Operator("GroupHoyerSquare.value", sl.GroupHoyerSquare().value, (_randn(3, 4, 6, seed=3),), (True,)),
     *(_lam_max(p) for p in PENALTIES if has_lam_max(p)),
     Operator("soft_threshold", F.soft_threshold, (_v, _rand(3, 7)), (True, True)),
     Operator("hard_threshold", F.hard_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("group_soft_threshold", F.group_soft_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("exclusive_threshold", F.exclusive_threshold, (_v, _rand(3, 1)), (True, True)),
+    Operator(
+        "cges_linearized_step", lambda v, t: F.cges_linearized_step(v, t / 8, mu=0.4), (_v, _rand(3, 1)), (True, True)
+    ),
     Operator("sigshrink", F.sigshrink, (_v, _rand(3, 7), _rand(3, 1, low=2, high=4)), (True, True, True)),
     Operator("ssbs", F.ssbs, (_v, _rand(3, 1), _rand(3, 1, low=2, high=4), _rand(3, 1)), (True,) * 4),
     Operator("project_simplex", F.project_simplex, (_v, _rand(3, 1)), (True, True)),
@@ -228,6 +233,7 @@ OPERATORS: list[Operator] = [
     Operator("ista(Homotopy)", _coded(F.ista, schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("ista(SparseGroup)", _coded(F.ista, penalty=sl.Grouped(sl.SparseGroup(), 4)), _codes, (True, False, True)),
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
+    Operator("ista(MCP)", _coded(F.ista, penalty=sl.MCP(), schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator(

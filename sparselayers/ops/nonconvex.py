@@ -46,7 +46,7 @@ def mcp(a: Tensor, t: Tensor, gamma: float) -> Tensor:
     Source: Zhang, Ann. Stat. 2010, for t < gamma.
     """
     jumps = t >= gamma
-    kept = ~(a <= torch.where(jumps, (gamma * t).sqrt(), t))
+    kept = ~(a <= torch.where(jumps, root_of_product(gamma, t), t))
     between = kept & ~jumps & (a < gamma)
     a_in, t_in = harmless(between, a, t)
     return torch.where(between, (a_in - t_in) / (1 - t_in / gamma), torch.where(kept, a, 0))
@@ -62,7 +62,7 @@ def scad(a: Tensor, t: Tensor, bend: float) -> Tensor:
     Source: Fan and Li, J. Am. Stat. Assoc. 2001, for t < bend - 1; beyond it the best of the stationary points.
     """
     jumps = t >= bend - 1
-    last = torch.where(t < bend + 1, (bend + 1 + t) / 2, ((bend + 1) * t).sqrt())
+    last = torch.where(t < bend + 1, (bend + 1 + t) / 2, root_of_product(bend + 1, t))
     whole = ~(a <= torch.where(jumps, last, bend))
     between = ~whole & ~jumps & (a > 1 + t)
     a_in, t_in = harmless(between, a, t)
@@ -78,7 +78,8 @@ def l_half(a: Tensor, t: Tensor) -> Tensor:
 
     Source: Xu, Chang, Xu and Zhang, IEEE Trans. Neural Netw. Learn. Syst. 2012.
     """
-    kept = ~(a <= 1.5 * t ** (2 / 3))
+    rounding = 4 * torch.finfo(a.dtype).eps  # of the power: a tie goes to zero
+    kept = ~(a <= 1.5 * (1 + rounding) * t ** (2 / 3))
     a_in, t_in = harmless(kept, a, t)
     r = 0.75 * (t_in / a_in) * (3 / a_in).sqrt()
     return torch.where(kept, (2 / 3) * a_in * (1 + torch.cos((2 / 3) * (math.pi - torch.acos(r)))), 0)
@@ -96,7 +97,7 @@ def transformed_l1(a: Tensor, t: Tensor, shape: float) -> Tensor:
     Source: Zhang and Xin, Commun. Math. Sci. 2017.
     """
     smooth = t <= shape**2 / (2 * (shape + 1))
-    bound = torch.where(smooth, t * ((shape + 1) / shape), (2 * (shape + 1) * t).sqrt() - shape / 2)
+    bound = torch.where(smooth, t * ((shape + 1) / shape), root_of_product(2 * (shape + 1), t) - shape / 2)
     kept = ~(a <= bound)
     a_in, t_in = harmless(kept, a, t)
     w = shape + a_in.detach()
@@ -131,6 +132,11 @@ def larger_root(a: Tensor, t: Tensor, eps: float) -> Tensor:
     below = a < eps
     small = 2 * (torch.where(below, a, 0) * eps - t) / torch.where(below, eps - a + spread, 1)
     return torch.where(below, small, (a - eps + spread) / 2)
+
+
+def root_of_product(factor: float, t: Tensor) -> Tensor:
+    """sqrt(factor t) for a t that is not tiny, scaled by powers of two, so that a t near the end of the range stays finite."""
+    return (factor * (t * 2.0**-40)).sqrt() * 2.0**20
 
 
 def harmless(taken: Tensor, a: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class GroupExclusive(Penalty):
 
     >>> import torch, sparselayers as sl
     >>> sl.GroupExclusive(mu=0.5).prox(torch.tensor([[3.0, 4.0, 0.2], [0.3, 0.3, 0.0]]), 1.0)
-    tensor([[0.9592, 1.8450, 0.0000],
+    tensor([[1.1680, 1.9899, 0.0000],
             [0.0000, 0.0000, 0.0000]])
     """
 
@@ -51,7 +51,8 @@ class GroupExclusive(Penalty):
     def value(self, v: Tensor) -> Tensor:
         group, rival = self._weights(v)
         rows = upcast(v)
-        return (group * norm(rows).squeeze(-1) + rival / 2 * rows.abs().sum(-1).square()).to(v.dtype)
+        length = group * norm(rows).squeeze(-1)
+        return (length + rival / 2 * rows.abs().sum(-1).square() if rival else length).to(v.dtype)
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         if self.mu == 0:
@@ -69,10 +70,10 @@ class GroupExclusive(Penalty):
 def shrink_and_compete(v: Tensor, t: float | Tensor, group: float, rival: float, metric: Tensor | None) -> Tensor:
     r"""argmin_x  1/2 sum d (x - v)² + g ‖x‖_2 + e/2 ‖x‖_1²,  g = t group, e = t rival, by the root s = ‖x‖_2.
 
-    For a given s the norm acts as a metric: x_i = (b_i - tau)_+ / (d_i + g/s), b = d abs(v), with tau = e ‖x‖_1 the
-    waterline of weights w = 1 / (d + g/s): tau = max_k e sum_k w b / (1 + e sum_k w) over the k largest b. Their order does not
-    depend on s, so one sort serves all. Newton runs on 1 / ‖x/s‖ - 1, which increases with s and is concave on each support,
-    from below; where it leaves the interval in which the root must lie, that interval is halved.
+    For a given s the norm acts as a metric: y = x / s = q (b - tau)_+ with q = 1 / (d s + g), b = d abs(v), and
+    tau = e ‖x‖_1 is a waterline: tau = max_k e s sum_k q b / (1 + e s sum_k q) over the k largest b. Their order does not
+    depend on s, so one sort serves all. Newton runs on 1 / ‖y‖ - 1 from below; it increases with s and is concave on each
+    support. Where a step leaves the interval in which the root must lie, that interval is halved.
     """
     if v.shape[-1] == 0:
         return v.clone()
@@ -82,41 +83,44 @@ def shrink_and_compete(v: Tensor, t: float | Tensor, group: float, rival: float,
     plain = t == 0
     kept = ~(norm(d * rows) <= group * t)
     solved = kept & ~plain
-    # Rows that are not solved get a harmless equation, so that no derivative of theirs is NaN.
+    # Rows that are not solved get a harmless equation, so that no derivative of theirs is NaN. The others are measured in
+    # their largest entry, as squares of 1e-20 leave float32.
     size, t = torch.where(solved, rows, 1).abs(), torch.where(solved, t, 0)
+    unit = size.detach().amax(-1, keepdim=True)
+    size, g, e = size / unit, group * t / unit, rival * t
     b = d * size
-    fixed_b, fixed_d, fixed_t = b.detach(), d.detach(), t.detach()
+    fixed_b, fixed_d, fixed_g, fixed_e = b.detach(), d.detach(), g.detach(), e.detach()
     order = fixed_b.argsort(-1, descending=True)
     first_b, first_d = fixed_b.gather(-1, order), fixed_d.gather(-1, order)
 
     def support(s: Tensor) -> Tensor:
-        w = 1 / (first_d + group * fixed_t / s)
-        e = rival * fixed_t
-        level = (e * (w * first_b).cumsum(-1) / (1 + e * w.cumsum(-1))).amax(-1, keepdim=True)
+        q = 1 / (first_d * s + fixed_g)
+        level = (fixed_e * s * (q * first_b).cumsum(-1) / (1 + fixed_e * s * q.cumsum(-1))).amax(-1, keepdim=True)
         return (fixed_b > level) | (first_b[..., :1] == fixed_b)  # where rounding leaves nothing, the largest stands
 
-    def entries(s: Tensor, b: Tensor, d: Tensor, t: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """x on its support, and its derivative in s."""
-        w = torch.where(members, 1 / (d + group * t / s), 0)
-        rate = rival * t / (1 + rival * t * w.sum(-1, keepdim=True))
-        x = w * (b - rate * (w * b).sum(-1, keepdim=True))
-        at_one_level = group * t / s * (w / s) * x
-        return x, at_one_level - w * rate * at_one_level.sum(-1, keepdim=True)
+    def entries(s: Tensor, b: Tensor, d: Tensor, g: Tensor, e: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        """y = x / s on its support, and its derivative in s."""
+        q = torch.where(members, 1 / (d * s + g), 0)
+        share = 1 + e * s * q.sum(-1, keepdim=True)
+        total = (q * b).sum(-1, keepdim=True) / share
+        y = q * (b - e * s * total)
+        level_slope = e * (total - s * (d * q * y).sum(-1, keepdim=True)) / share
+        return y, -q * (d * y + level_slope)
 
-    def equation(b: Tensor, d: Tensor, t: Tensor, members: Tensor | None = None):
+    def equation(b: Tensor, d: Tensor, g: Tensor, e: Tensor, members: Tensor | None = None):
         def value_and_slope(s: Tensor) -> tuple[Tensor, Tensor]:
-            x, slope = entries(s, b, d, t, support(s) if members is None else members)
-            length = norm(x)
-            return s / length - 1, (1 - s * ((x / length) * (slope / length)).sum(-1, keepdim=True)) / length
+            y, slope = entries(s, b, d, g, e, support(s) if members is None else members)
+            length = norm(y)
+            return 1 / length - 1, -((y / length) * (slope / length)).sum(-1, keepdim=True) / length
 
         return value_and_slope
 
     most = norm(size.detach())
-    steepest = fixed_d.amax(-1, keepdim=True) + rival * fixed_t * v.shape[-1]
-    start = ((norm(fixed_b) - group * fixed_t) / steepest).clamp_min(most * torch.finfo(most.dtype).eps ** 2)
-    search = equation(fixed_b, fixed_d, fixed_t)
-    s = newton_root(search, search, start, most=most)
-    on_support = equation(b, d, t, members := support(s))
+    steepest = fixed_d.amax(-1, keepdim=True) + fixed_e * v.shape[-1]
+    start = ((norm(fixed_b) - fixed_g) / steepest).clamp_min(most * torch.finfo(most.dtype).eps ** 2)
+    search = equation(fixed_b, fixed_d, fixed_g, fixed_e)
+    s = newton_root(search, search, start, passes=24, most=most)  # 12 are the most seen on rows of many scales
+    on_support = equation(b, d, g, e, members := support(s))
     s = newton_root(on_support, on_support, s, passes=0)
-    x = signed(entries(s, b, d, t, members)[0], rows)
+    x = signed(unit * (s * entries(s, b, d, g, e, members)[0]), rows)
     return torch.where(plain, rows, torch.where(kept, torch.where(s.isnan(), s, x), 0))

@@ -33,7 +33,7 @@ class LHalf(Penalty):
 
     >>> import torch, sparselayers as sl
     >>> sl.LHalf().prox(torch.tensor([-2.0, 0.5, 3.0]), 1.0)
-    tensor([-1.6054,  0.0000,  2.6940])
+    tensor([-1.6054,  0.0000,  2.6955])
     """
 
     convex = False
