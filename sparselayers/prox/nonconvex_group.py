@@ -148,9 +148,11 @@ class SparseGroupL0(Penalty):
         t = strength(t, upcast(v))
         by_entry = entry * t if entry else torch.zeros_like(t)  # 0 times an infinite t is no number
         by_group = group * t if group else torch.zeros_like(t)
-        lengths, counts, order, unit = largest_first(v)
-        saved = torch.relu(lengths - by_group.detach() / unit).square() / 2
-        saved = saved - counts * (by_entry.detach() / unit / unit)
+        squares, counts, order, unit = largest_first(v)
+        lengths, shrinkage = squares.sqrt(), by_group.detach() / unit
+        # (n_k - shrinkage)² written out, so that a tie between numbers of entries stays one where nothing is shrunk.
+        left = torch.where(lengths > shrinkage, squares - shrinkage * (2 * lengths - shrinkage), 0)
+        saved = left / 2 - counts * (by_entry.detach() / unit / unit)
         best, k = saved.max(-1, keepdim=True)
         kept = chosen(order, torch.where(best <= 0, -1, k)) | (t == 0)
         shrunk = group_scale(torch.where(kept, v, 0), by_group)
@@ -160,7 +162,7 @@ class SparseGroupL0(Penalty):
         """n_k - group t = sqrt(2 entry t k) is a quadratic equation for sqrt(t); the largest of its roots counts."""
         entry, group = self._weights(c)
         step = strength(step, upcast(c)).unsqueeze(-1) if isinstance(step, Tensor) else step
-        lengths, counts, order, unit = largest_first(c)
+        squares, counts, order, unit = largest_first(c)
         if entry == 0:
             return nudged_up(norm(c).squeeze(-1) / group, c.dtype)
 
@@ -168,23 +170,23 @@ class SparseGroupL0(Penalty):
             edge = 2 * entry * counts
             return step * (2 * lengths / (edge.sqrt() + (edge + 4 * group * step * lengths).sqrt())).square()
 
-        k = ends((lengths * unit).to(unit.dtype), counts).argmax(-1, keepdim=True)
+        k = ends((squares.sqrt() * unit).to(unit.dtype), counts).argmax(-1, keepdim=True)
         kept = chosen(order, k)
         return nudged_up(ends(norm(torch.where(kept, c, 0)), (k + 1).to(unit.dtype)).squeeze(-1), c.dtype)
 
 
 def largest_first(v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """‖.‖_2 of the k largest entries for every k, k itself, their order, and the row's largest entry, the unit of the norms.
+    """‖.‖_2² of the k largest entries for every k, k itself, their order, and the unit of the norms, a power of 2.
 
     In float64 where the device has it: in float32 a small entry's square would drown in the sum.
     """
     size = upcast(v.detach()).abs()
     largest = size.amax(-1, keepdim=True)
-    unit = torch.where(largest == 0, 1, largest)
+    unit = torch.exp2(torch.log2(torch.where(largest == 0, 1, largest)).floor())
     ordered, order = (size / unit).sort(dim=-1, descending=True, stable=True)
     wide = ordered if v.device.type == "mps" else ordered.double()
     counts = torch.arange(1, v.shape[-1] + 1, device=v.device, dtype=wide.dtype)
-    return wide.square().cumsum(-1).sqrt(), counts, order, unit
+    return wide.square().cumsum(-1), counts, order, unit
 
 
 def chosen(order: Tensor, k: Tensor) -> Tensor:
