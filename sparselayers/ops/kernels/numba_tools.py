@@ -92,9 +92,9 @@ def at(strengths, i):
     return strengths[i] if strengths.size > 1 else strengths[0]
 
 
-def launch(serial, parallel, args: tuple, units: int, work: int) -> None:
-    """All `units` (rows, mostly), on as many threads as torch uses where there is `work` enough for them."""
-    parts = min(torch.get_num_threads(), units)
+def launch(serial, parallel, args: tuple, units: int, work: int, most: int | None = None) -> None:
+    """All `units` (rows, mostly), on as many threads as torch uses, or `most`, where there is `work` enough for them."""
+    parts = min(torch.get_num_threads(), units, units if most is None else most)
     if parts > 1 and work >= PARALLEL and not _forked and _threads.acquire(blocking=False):
         try:
             parallel(*args, units, parts)

@@ -21,35 +21,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_face import append, combine, dot, remove, target
+from .numba_face import begin, combine, dot, enter, room_for, settle
 from .numba_tools import at, compiled, flat, launch, per_row
 
 CANDIDATES = 32
 SHORTFALL = (
     0.1  # a pass over all atoms is due when the candidates violate less than this part of what the last one found
 )
+SMALL, LARGE = 1e-200, 1e200  # between these, squared distances keep all their digits
 ROUNDING = 1e-15  # a violation smaller than this, in units of largest distance x residual, is noise
 
 
 @compiled()
-def _survey(x, atoms, usable, masked, q):
-    """q_j = ‖k_j - x‖² in units of a power of two (inf where masked); unit (0 if all are x, NaN), nearest, largest q."""
+def _distances(x, atoms, usable, masked, scale, q):
+    """q_j = ‖scale (k_j - x)‖², inf where masked; the nearest, -1 if there is none, and the largest, NaN if one is not finite."""
     n, d = atoms.shape
-    largest, sound, near = 0.0, 0.0, -1
+    near, far, sound = -1, 0.0, 0.0
     for j in range(n):
         q[j] = math.inf
-        if masked and not usable[j]:
-            continue
-        k, near = atoms[j], j if near < 0 else near
-        for c in range(d):
-            entry = abs(np.float64(k[c]) - x[c])
-            sound += entry * 0.0
-            largest = max(largest, entry)
-    if near < 0 or largest == 0.0 or sound != 0.0:
-        return math.nan if sound != 0.0 else 0.0, near, 0.0
-    scale = math.ldexp(1.0, -math.frexp(largest)[1])
-    far = 0.0
-    for j in range(n):
         if masked and not usable[j]:
             continue
         k, total = atoms[j], 0.0
@@ -57,36 +46,57 @@ def _survey(x, atoms, usable, masked, q):
             entry = (np.float64(k[c]) - x[c]) * scale
             total += entry * entry
         q[j] = total
+        sound += total * 0.0
         far = max(far, total)
-        near = j if total < q[near] else near
+        near = j if near < 0 or total < q[near] else near
+    return near, far + sound
+
+
+@compiled()
+def _survey(x, atoms, usable, masked, q):
+    """The distances, in units of a power of two that keeps their squares in range; that unit, nearest, largest."""
+    near, far = _distances(x, atoms, usable, masked, 1.0, q)
+    if near < 0 or SMALL < far < LARGE:
+        return 1.0, near, far
+    n, d = atoms.shape
+    largest = 0.0
+    for j in range(n):
+        for c in range(d if q[j] < math.inf or not masked or usable[j] else 0):
+            largest = max(largest, abs(np.float64(atoms[j, c]) - x[c]))
+    if largest == 0.0 or not largest < math.inf:
+        return 1.0, near, far
+    scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
+    near, far = _distances(x, atoms, usable, masked, scale, q)
     return scale, near, far
 
 
 @compiled()
-def _price(x, atoms, scale, r, q, half, g):
-    """g_j = <p_j, r> + half q_j, what the objective rises by towards atom j, but for the ridge; inf where q is."""
+def _price(x, atoms, scale, half, ridge, s, face, q, g):
+    """g_j = <p_j, r> + half q_j + ridge y_j, what the objective rises by towards atom j; <g, y> - min g, and <g, y>.
+
+    g is inf where q is, and in the end for the members: they cannot enter.
+    """
     n, d = atoms.shape
+    least = math.inf
     for j in range(n):
         if q[j] == math.inf:
             g[j] = math.inf
             continue
         k, total = atoms[j], 0.0
         for c in range(d):
-            total += (np.float64(k[c]) - x[c]) * r[c]
+            total += (np.float64(k[c]) - x[c]) * face.r[c]
         g[j] = total * scale + half * q[j]
-
-
-@compiled()
-def _gap(s, place, y, ridge, g):
-    """<g, y> - min g, and <g, y>, with the support's part of the ridge; the support's own g become inf."""
-    mean, least = 0.0, math.inf
-    for i in range(s):
-        g[place[i]] += ridge * y[i]
-        mean += y[i] * g[place[i]]
-    for j in range(g.size):
         least = min(least, g[j])
+    mean = 0.0
     for i in range(s):
-        g[place[i]] = math.inf
+        g[face.place[i]] += ridge * face.y[i]
+        mean += face.y[i] * g[face.place[i]]
+    if ridge > 0.0:
+        least = math.inf
+        for j in range(n):
+            least = min(least, g[j])
+    for i in range(s):
+        g[face.place[i]] = math.inf
     return mean - least, mean
 
 
@@ -106,121 +116,81 @@ def _choose(g, most, chosen):
 
 
 @compiled()
-def _descend(s, L, P, z, place, y, qs, half, ridge, t, e, r, moves, most):
-    """From y to the optimum of the face that it ends on, dropping members on the way; the support's size, and moves."""
-    while True:
-        target(s, L, P, z, qs, half, ridge, t, e, r)
-        step, out = 1.0, -1
-        for i in range(s):
-            if t[i] <= 0.0 and y[i] <= step * (y[i] - t[i]):
-                step, out = y[i] / (y[i] - t[i]) if t[i] < y[i] else 0.0, i
-        for i in range(s):
-            y[i] = y[i] + step * (t[i] - y[i]) if out >= 0 else t[i]
-        if out < 0:
-            return s, moves
-        remove(out, s, L, P, z, place, y, qs)
-        s -= 1
-        if moves >= most:
-            combine(s, P, y, r)
-            return s, moves
-        moves += 1
-
-
-@compiled()
-def _query(x, atoms, usable, masked, half, ridge, tol, most, out, work, L, P, C, z, place, chosen, state):
+def _query(x, atoms, usable, masked, half, ridge, tol, most, out, q, g, C, chosen, face):
     """Fill `out`, the weights of one query (0 before); its gap and the number of atoms that joined or left."""
-    q, g = work[0], work[1]
-    y, qs, t, e = state[0], state[1], state[2], state[3]
-    d = x.size
-    r = state[4, :d]
+    d, room = x.size, face.y.size - 1
     scale, near, far = _survey(x, atoms, usable, masked, q)
     if near < 0:
         return 0.0, 0
-    if scale != scale:
+    if far != far:
         for j in range(q.size):
             out[j] = 0.0 if masked and not usable[j] else math.nan
         return math.nan, 0
-    if scale == 0.0:
+    if far == 0.0:
         out[near] = 1.0
         return 0.0, 0
-    ridge = ridge * scale * scale
+    ridge, moves, gap = ridge * scale * scale, 0, math.inf
     for c in range(d):
-        P[0, c] = (np.float64(atoms[near, c]) - x[c]) * scale
-        r[c] = P[0, c]
-    place[0], y[0], qs[0], s, moves, unit, gap = near, 1.0, q[near], 1, 0, 0.0, math.inf
+        C[0, c] = (np.float64(atoms[near, c]) - x[c]) * scale
+    s = begin(face, near, C[0], q[near])
     while True:
-        _price(x, atoms, scale, r, q, half, g)
-        gap, mean = _gap(s, place, y, ridge, g)
-        noise = ROUNDING * (math.sqrt(far * dot(r, r, d)) + (half + 0.1) * far)
-        if gap <= max(tol * far, noise) or moves >= most or s + 1 >= L.shape[0]:
+        gap, mean = _price(x, atoms, scale, half, ridge, s, face, q, g)
+        noise = ROUNDING * (math.sqrt(far * dot(face.r, face.r, d)) + (half + 0.1) * far)
+        if gap <= max(tol * far, noise) or moves >= most or s >= room:
             break
         count = _choose(g, mean - max(SHORTFALL * gap, noise), chosen)
-        if count == 0:
-            break
         for i in range(count):
             for c in range(d):
                 C[i, c] = (np.float64(atoms[chosen[i], c]) - x[c]) * scale
-        if (
-            unit == 0.0
-        ):  # of the size of the first two, so that the last term of A neither drowns the rest nor is drowned
-            unit = q[near] + q[chosen[0]]
-            L[0, 0] = math.sqrt(q[near] + ridge + unit)
-            z[0, 0], z[1, 0] = 1.0 / L[0, 0], -half * q[near] / L[0, 0]
-        entered = False
-        while moves < most and s + 1 < L.shape[0]:
+        before = moves
+        while moves < most and s < room:
             best, least = -1, mean - max(SHORTFALL * gap, noise)
             for i in range(count):
-                slope = dot(C[i], r, d) + half * q[chosen[i]]
+                slope = dot(C[i], face.r, d) + half * q[chosen[i]]
                 if slope < least:
                     best, least = i, slope
             if best < 0:
                 break
-            moves += 1
             j = chosen[best]
-            s = append(j, C[best], 0.0, q[j], unit, half, ridge, s, L, P, z, place, y, qs)
-            s, moves = _descend(s, L, P, z, place, y, qs, half, ridge, t, e, r, moves, most)
+            s, moves = enter(face, s, j, C[best], q[j], half, ridge, moves, most)
             mean = 0.0
             for i in range(s):
-                mean += y[i] * (dot(P[i], r, d) + half * qs[i] + ridge * y[i])
+                mean += face.y[i] * (half * face.q[i] + ridge * face.y[i])
+            mean += dot(face.r, face.r, d)
             # It is in now, or its violation was rounding: either way it is no candidate until the next pass.
             count -= 1
             chosen[best] = chosen[count]
             for c in range(d):
                 C[best, c] = C[count, c]
-            for i in range(s):
-                entered = entered or place[i] == j
-        if not entered:
+        if moves == before:
             break
+        s = settle(face, s, half, ridge, noise)
     for i in range(s):
-        out[place[i]] = y[i]
-        y[i] = out[place[i]]
+        out[face.place[i]] = face.y[i]
+        face.y[i] = out[face.place[i]]
     if out.itemsize < 8:  # the gap of the weights as they are after rounding
-        combine(s, P, y, r)
-        _price(x, atoms, scale, r, q, half, g)
-        gap, mean = _gap(s, place, y, ridge, g)
+        total = 0.0
+        for i in range(s):
+            total += face.y[i]
+        for i in range(s):
+            face.y[i] /= total
+        combine(s, face.y, face.P, face.r)
+        gap, mean = _price(x, atoms, scale, half, ridge, s, face, q, g)
     return max(gap, 0.0) / far, min(moves, most)
 
 
 @compiled()
 def _wolfe(x, atoms, owner, usable, half, ridge, tol, most, room, out, gap, count, first, last):
     n, d = atoms.shape[1], atoms.shape[2]
-    work, state = np.empty((2, n)), np.empty((5, max(room + 2, d)))
-    L, P, C, z = (
-        np.empty((room + 2, room + 2)),
-        np.empty((room + 2, d)),
-        np.empty((CANDIDATES, d)),
-        np.empty((2, room + 2)),
-    )
-    place, chosen, masked = np.empty(room + 2, np.int64), np.empty(CANDIDATES, np.int64), usable.shape[0] > 0
-    query = np.empty(d)
+    face, q, g, C, query = room_for(room, d), np.empty(n), np.empty(n), np.empty((CANDIDATES, d)), np.empty(d)
+    chosen, masked = np.empty(CANDIDATES, np.int64), usable.shape[0] > 0
     for i in range(np.int64(first), np.int64(last)):
         for c in range(d):
             query[c] = x[i, c]
         own = usable[i if masked else 0 : i + 1].reshape(-1)
         gap[i], count[i] = _query(
-            query, atoms[owner[i]], own, masked, at(half, i), at(ridge, i), tol, most,
-            out[i], work, L, P, C, z, place, chosen, state,
-        )  # fmt: skip
+            query, atoms[owner[i]], own, masked, at(half, i), at(ridge, i), tol, most, out[i], q, g, C, chosen, face
+        )
 
 
 @compiled(parallel=True)
