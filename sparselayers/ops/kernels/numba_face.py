@@ -49,7 +49,7 @@ def room_for(members, d):
     )  # fmt: skip
 
 
-@compiled()
+@compiled(counted=False)
 def dot(a, b, size):
     total = 0.0
     for c in range(size):
@@ -57,7 +57,17 @@ def dot(a, b, size):
     return total
 
 
-@compiled()
+@compiled(counted=False)
+def normalise(s, w):
+    total = 0.0
+    for i in range(s):
+        total += w[i]
+    total = 1.0 / total
+    for i in range(s):
+        w[i] *= total
+
+
+@compiled(counted=False)
 def combine(s, weights, P, r):
     """r = sum_i weights_i p_i."""
     d = r.size
@@ -74,127 +84,126 @@ def combine(s, weights, P, r):
             r[c] += weight * row[c]
 
 
-@compiled()
-def respond(face, s):
+@compiled(counted=False)
+def respond(s, N, a, w):
     """w = N a."""
     wide = (s + EIGHT - 1) // EIGHT * EIGHT
     for i in range(s, wide):
-        face.a[i] = face.w[i] = 0.0
+        a[i] = w[i] = 0.0
     for i in range(s):
-        face.w[i] = dot(face.N[i], face.a, wide)
+        w[i] = dot(N[i], a, wide)
 
 
-@compiled()
-def _add_square(face, s, factor):
+@compiled(counted=False)
+def _add_square(s, N, w, factor):
     """N += factor w w^T."""
     wide = (s + EIGHT - 1) // EIGHT * EIGHT
+    for i in range(s, wide):
+        w[i] = 0.0
     for i in range(s):
-        row, weight = face.N[i], factor * face.w[i]
+        row, weight = N[i], factor * w[i]
         for c in range(wide):
-            row[c] += weight * face.w[c]
+            row[c] += weight * w[c]
 
 
-@compiled()
+@compiled(counted=False)
 def explain(face, s, p, q, ridge):
     """w of the members nearest to p, e = p - w P, the square of its size with the ridge's part, and whether p depends."""
-    d = p.size
-    base = face.P[0]
+    _, _, sizes, P, N, _, w, a, e = face
+    d, base = e.size, P[0]
     for c in range(d):
-        face.e[c] = p[c] - base[c]
+        e[c] = p[c] - base[c]
     for i in range(s):
-        face.a[i] = dot(face.P[i], face.e, d)
-    face.a[0] -= ridge
-    respond(face, s)
-    face.w[0] += 1.0
-    total = 0.0
-    for i in range(s):
-        total += face.w[i]
+        a[i] = dot(P[i], e, d)
+    a[0] -= ridge
+    respond(s, N, a, w)
+    w[0] += 1.0
+    normalise(s, w)
     square, whole = 0.0, q
     for i in range(s):
-        face.w[i] /= total
-        weight = face.w[i] * face.w[i]
-        square += weight
-        whole += weight * face.q[i]
-    combine(s, face.w, face.P, face.e)
+        square += w[i] * w[i]
+        whole += w[i] * w[i] * sizes[i]
+    combine(s, w, P, e)
     for c in range(d):
-        face.e[c] = p[c] - face.e[c]
-    rest = dot(face.e, face.e, d) + ridge * (1.0 + square)
+        e[c] = p[c] - e[c]
+    rest = dot(e, e, d) + ridge * (1.0 + square)
     return rest, not rest > DEPENDENT * (whole + ridge)
 
 
-@compiled()
+@compiled(counted=False)
 def append(face, s, j, p, weight, q, rest):
     """Atom j is member s, after `explain` has said `rest` of it."""
-    for c in range(p.size):
-        face.P[s, c] = p[c]
-    face.place[s], face.y[s], face.q[s] = j, weight, q
-    for c in range(face.N.shape[1]):
-        face.N[s, c] = 0.0
-    face.w[s] = -1.0
-    for i in range(s + 1, (s + EIGHT) // EIGHT * EIGHT):
-        face.w[i] = 0.0
-    _add_square(face, s + 1, 1.0 / rest)
+    place, y, sizes, P, N, r, w, _, _ = face
+    member, row = P[s], N[s]
+    for c in range(r.size):
+        member[c] = p[c]
+    for c in range(row.size):
+        row[c] = 0.0
+    place[s], y[s], sizes[s], w[s] = j, weight, q, -1.0
+    _add_square(s + 1, N, w, 1.0 / rest)
     return s + 1
 
 
-@compiled()
+@compiled(counted=False)
 def begin(face, j, p, q):
     """Atom j is the only member."""
-    for c in range(p.size):
-        face.P[0, c] = face.r[c] = p[c]
-    face.place[0], face.y[0], face.q[0] = j, 1.0, q
-    for c in range(face.N.shape[1]):
-        face.N[0, c] = 0.0
+    place, y, sizes, P, N, r, _, _, _ = face
+    member, row = P[0], N[0]
+    for c in range(r.size):
+        member[c] = r[c] = p[c]
+    for c in range(row.size):
+        row[c] = 0.0
+    place[0], y[0], sizes[0] = j, 1.0, q
     return 1
 
 
-@compiled()
+@compiled(counted=False)
 def remove(face, s, i):
     """Member i leaves, and the last one takes its place. The new size of the support."""
-    last = s - 1
-    own = face.N[i, i]
+    place, y, sizes, P, N, r, w, _, _ = face
+    last, own = s - 1, N[i, i]
     if own > 0.0:
         for c in range(s):
-            face.w[c] = face.N[i, c]
-        for c in range(s, (s + EIGHT - 1) // EIGHT * EIGHT):
-            face.w[c] = 0.0
-        _add_square(face, s, -1.0 / own)
-    face.place[i], face.y[i], face.q[i] = face.place[last], face.y[last], face.q[last]
-    for c in range(face.r.size):
-        face.P[i, c] = face.P[last, c]
+            w[c] = N[i, c]
+        _add_square(s, N, w, -1.0 / own)
+    place[i], y[i], sizes[i] = place[last], y[last], sizes[last]
+    for c in range(r.size):
+        P[i, c] = P[last, c]
     for c in range(s):
-        face.N[i, c] = face.N[last, c]
+        N[i, c] = N[last, c]
     for c in range(last):
-        face.N[c, i] = face.N[c, last]
-    face.N[i, i] = face.N[last, last]
+        N[c, i] = N[c, last]
+    N[i, i] = N[last, last]
     for c in range(last):
-        face.N[c, last] = 0.0
+        N[c, last] = 0.0
     return last
 
 
-@compiled()
+@compiled(counted=False)
 def rebuild(face, s, ridge):
     """N of the members afresh. One that depends on those before it gets a row of zeros: its weight does not answer."""
-    for c in range(face.N.shape[1]):
-        face.N[0, c] = 0.0
+    place, y, sizes, P, N, _, _, _, _ = face
+    for c in range(N.shape[1]):
+        N[0, c] = 0.0
     for k in range(1, s):
-        rest, depends = explain(face, k, face.P[k], face.q[k], ridge)
-        append(face, k, face.place[k], face.P[k], face.y[k], face.q[k], math.inf if depends else rest)
+        rest, depends = explain(face, k, P[k], sizes[k], ridge)
+        append(face, k, place[k], P[k], y[k], sizes[k], math.inf if depends else rest)
 
 
-@compiled()
+@compiled(counted=False)
 def enter(face, s, j, p, q, half, ridge, moves, most):
     """Atom j, no member yet, takes weight as long as that gains; members that it empties leave. New size, and moves.
 
     The gain along the line on which the members give weight in the best way is a parabola, or, where p depends on them,
     linear: then the line ends only where a member is used up.
     """
-    d, weight = p.size, 0.0
+    _, y, sizes, _, _, r, w, _, e = face
+    d, weight = r.size, 0.0
     while s > 0:
         rest, depends = explain(face, s, p, q, ridge)
-        slope = dot(face.e, face.r, d) + half * q + ridge * weight
+        slope = dot(e, r, d) + half * q + ridge * weight
         for i in range(s):
-            slope -= face.w[i] * (half * face.q[i] + ridge * face.y[i])
+            slope -= w[i] * (half * sizes[i] + ridge * y[i])
         if weight == 0.0:
             if not slope < 0.0:
                 return s, moves
@@ -202,9 +211,9 @@ def enter(face, s, j, p, q, half, ridge, moves, most):
         step = math.inf
         if not depends:
             step = max(0.0, -slope / rest) if weight == 0.0 or moves < most else 0.0
-        step, out = longest(face, s, step)
+        step, out = longest(s, y, w, step)
         for c in range(d):
-            face.r[c] += step * face.e[c]
+            r[c] += step * e[c]
         weight += step
         if out < 0:
             return append(face, s, j, p, weight, q, rest), moves
@@ -212,35 +221,33 @@ def enter(face, s, j, p, q, half, ridge, moves, most):
     return begin(face, j, p, q), moves
 
 
-@compiled()
-def longest(face, s, step):
+@compiled(counted=False)
+def longest(s, y, w, step):
     """y -= step w, but no further than to where a weight is used up; the step, and that member or -1."""
     out = -1
     for i in range(s):
-        if face.w[i] > 0.0 and face.w[i] * step > face.y[i]:
-            step, out = face.y[i] / face.w[i], i
+        if w[i] > 0.0 and w[i] * step > y[i]:
+            step, out = y[i] / w[i], i
     for i in range(s):
-        face.y[i] = max(0.0, face.y[i] - step * face.w[i])
+        y[i] = max(0.0, y[i] - step * w[i])
     return step, out
 
 
-@compiled()
+@compiled(counted=False)
 def settle(face, s, half, ridge, goal):
     """Newton's steps until the slopes of all members agree to `goal`; r afresh. The new size of the support."""
+    _, y, sizes, P, N, r, w, a, _ = face
     before = math.inf
     for _ in range(STEPS):
-        total, mean, worst = 0.0, 0.0, 0.0
+        mean = worst = 0.0
+        normalise(s, y)
+        combine(s, y, P, r)
         for i in range(s):
-            total += face.y[i]
+            a[i] = dot(P[i], r, r.size) + half * sizes[i] + ridge * y[i]
+            mean += y[i] * a[i]
         for i in range(s):
-            face.y[i] /= total
-        combine(s, face.y, face.P, face.r)
-        for i in range(s):
-            face.a[i] = dot(face.P[i], face.r, face.r.size) + half * face.q[i] + ridge * face.y[i]
-            mean += face.y[i] * face.a[i]
-        for i in range(s):
-            face.a[i] -= mean
-            worst = max(worst, abs(face.a[i]))
+            a[i] -= mean
+            worst = max(worst, abs(a[i]))
         if not worst > goal:
             break
         if worst > 0.1 * before:
@@ -248,8 +255,8 @@ def settle(face, s, half, ridge, goal):
             before = math.inf
             continue
         before = worst
-        respond(face, s)
-        _, out = longest(face, s, 1.0)
+        respond(s, N, a, w)
+        _, out = longest(s, y, w, 1.0)
         if out >= 0:
             s, before = remove(face, s, out), math.inf
     return s

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_face import begin, combine, dot, enter, room_for, settle
+from .numba_face import begin, combine, dot, enter, normalise, room_for, settle
 from .numba_tools import at, compiled, flat, launch, per_row
 
 CANDIDATES = 32
@@ -29,12 +29,14 @@ SHORTFALL = (
     0.1  # a pass over all atoms is due when the candidates violate less than this part of what the last one found
 )
 SMALL, LARGE = 1e-200, 1e200  # between these, squared distances keep all their digits
+HALVINGS = 4
+COARSE = 1e-5  # a gap smaller than this, in the same units, asks for double precision
 ROUNDING = 1e-15  # a violation smaller than this, in units of largest distance x residual, is noise
 
 
-@compiled()
+@compiled(counted=False)
 def _distances(x, atoms, usable, masked, scale, q):
-    """q_j = ‖scale (k_j - x)‖², inf where masked; the nearest, -1 if there is none, and the largest, NaN if one is not finite."""
+    """q_j = ‖scale (k_j - x)‖², inf where masked; the nearest or -1, and the largest, NaN if one is not finite."""
     n, d = atoms.shape
     near, far, sound = -1, 0.0, 0.0
     for j in range(n):
@@ -52,7 +54,14 @@ def _distances(x, atoms, usable, masked, scale, q):
     return near, far + sound
 
 
-@compiled()
+@compiled(counted=False)
+def _point(k, x, scale, p):
+    """p = scale (k - x)."""
+    for c in range(p.size):
+        p[c] = (np.float64(k[c]) - x[c]) * scale
+
+
+@compiled(counted=False)
 def _survey(x, atoms, usable, masked, q):
     """The distances, in units of a power of two that keeps their squares in range; that unit, nearest, largest."""
     near, far = _distances(x, atoms, usable, masked, 1.0, q)
@@ -70,55 +79,74 @@ def _survey(x, atoms, usable, masked, q):
     return scale, near, far
 
 
-@compiled()
-def _price(x, atoms, scale, half, ridge, s, face, q, g):
-    """g_j = <p_j, r> + half q_j + ridge y_j, what the objective rises by towards atom j; <g, y> - min g, and <g, y>.
+@compiled(counted=False)
+def _price(x, atoms, scale, half, r, q, g):
+    """g_j = scale <k_j - x, r> + half q_j, what the objective rises by towards atom j but for the ridge; inf where q is.
 
-    g is inf where q is, and in the end for the members: they cannot enter.
+    In the precision of x and r.
     """
-    n, d = atoms.shape
-    least = math.inf
-    for j in range(n):
+    for j in range(g.size):
         if q[j] == math.inf:
             g[j] = math.inf
             continue
-        k, total = atoms[j], 0.0
-        for c in range(d):
-            total += (np.float64(k[c]) - x[c]) * face.r[c]
+        k, total = atoms[j], r[0] - r[0]  # 0 of its type
+        for c in range(r.size):
+            total += (k[c] - x[c]) * r[c]
         g[j] = total * scale + half * q[j]
-        least = min(least, g[j])
-    mean = 0.0
-    for i in range(s):
-        g[face.place[i]] += ridge * face.y[i]
-        mean += face.y[i] * g[face.place[i]]
-    if ridge > 0.0:
-        least = math.inf
-        for j in range(n):
-            least = min(least, g[j])
-    for i in range(s):
-        g[face.place[i]] = math.inf
-    return mean - least, mean
 
 
-@compiled()
-def _choose(g, most, chosen):
-    """The places of the smallest entries of g below `most`, at most CANDIDATES, and how many."""
-    count = 0
+@compiled(counted=False)
+def _least(s, place, y, ridge, g):
+    """The smallest of g, with the members' part of the ridge; their own g become inf, for they cannot enter."""
+    least = math.inf
+    for i in range(s):
+        least = min(least, g[place[i]] + ridge * y[i])
+        g[place[i]] = math.inf
     for j in range(g.size):
-        if g[j] < most and (count < CANDIDATES or g[j] < g[chosen[count - 1]]):
-            count += count < CANDIDATES
-            i = count - 1
-            while i > 0 and g[chosen[i - 1]] > g[j]:
-                chosen[i] = chosen[i - 1]
-                i -= 1
-            chosen[i] = j
-    return count
+        least = min(least, g[j])
+    return least
 
 
-@compiled()
-def _query(x, atoms, usable, masked, half, ridge, tol, most, out, q, g, C, chosen, face):
+@compiled(counted=False)
+def _mean(s, y, sizes, r, half, ridge):
+    """<g, y>."""
+    mean = dot(r, r, r.size)
+    for i in range(s):
+        mean += y[i] * (half * sizes[i] + ridge * y[i])
+    return mean
+
+
+@compiled(counted=False)
+def _choose(g, mean, gap, noise, chosen):
+    """The atoms that violate most, as many as CANDIDATES or so; at least those with no other violation near theirs."""
+    share, count = SHORTFALL, g.size
+    for _ in range(HALVINGS):
+        most, count = mean - max(share * gap, noise), 0
+        for j in range(g.size):
+            chosen[count] = j
+            count += g[j] < most
+        if count <= CANDIDATES:
+            break
+        share = 0.5 + 0.5 * share
+    return min(count, CANDIDATES)
+
+
+@compiled(counted=False)
+def _steepest(count, C, slopes, half, r, most):
+    """The candidate towards which the objective rises least, if that is less than `most`; else -1."""
+    best = -1
+    for i in range(count):
+        slope = dot(C[i], r, r.size) + half * slopes[i]
+        if slope < most:
+            best, most = i, slope
+    return best
+
+
+@compiled(counted=False)
+def _query(x, given, atoms, usable, masked, half, ridge, tol, most, out, q, g, C, squares, rough, kept, chosen, face):
     """Fill `out`, the weights of one query (0 before); its gap and the number of atoms that joined or left."""
-    d, room = x.size, face.y.size - 1
+    place, y, sizes, P, _, r, _, _, _ = face
+    d, room = x.size, y.size - 1
     scale, near, far = _survey(x, atoms, usable, masked, q)
     if near < 0:
         return 0.0, 0
@@ -130,67 +158,76 @@ def _query(x, atoms, usable, masked, half, ridge, tol, most, out, q, g, C, chose
         out[near] = 1.0
         return 0.0, 0
     ridge, moves, gap = ridge * scale * scale, 0, math.inf
-    for c in range(d):
-        C[0, c] = (np.float64(atoms[near, c]) - x[c]) * scale
+    _point(atoms[near], x, scale, C[0])
     s = begin(face, near, C[0], q[near])
+    # Passes over single precision atoms are made in single precision, too, but for the last ones.
+    coarse = out.itemsize < 8 and 1e-50 < far < 1e50
     while True:
-        gap, mean = _price(x, atoms, scale, half, ridge, s, face, q, g)
-        noise = ROUNDING * (math.sqrt(far * dot(face.r, face.r, d)) + (half + 0.1) * far)
-        if gap <= max(tol * far, noise) or moves >= most or s >= room:
-            break
-        count = _choose(g, mean - max(SHORTFALL * gap, noise), chosen)
-        for i in range(count):
+        length = math.sqrt(dot(r, r, d))
+        noise = ROUNDING * (math.sqrt(far) * length + (half + 0.1) * far)
+        if coarse:
             for c in range(d):
-                C[i, c] = (np.float64(atoms[chosen[i], c]) - x[c]) * scale
-        before = moves
+                rough[c] = r[c] / length
+            _price(given, atoms, scale * length, half, rough, q, g)
+        else:
+            if out.itemsize < 8:  # the gap is that of the weights as they come back
+                for i in range(s):
+                    kept[i] = y[i]
+                    y[i] = kept[i]
+                normalise(s, y)
+                combine(s, y, P, r)
+            _price(x, atoms, scale, half, r, q, g)
+        mean = _mean(s, y, sizes, r, half, ridge)
+        gap = mean - _least(s, place, y, ridge, g)
+        if coarse and gap <= max(tol * far, COARSE * math.sqrt(far) * length):
+            coarse = False
+            continue
+        if gap <= max(tol * far, noise) or moves >= most or s >= room:
+            if coarse:
+                coarse = False
+                continue
+            break
+        count, before, least = _choose(g, mean, gap, noise, chosen), moves, max(SHORTFALL * gap, noise)
+        for i in range(count):
+            _point(atoms[chosen[i]], x, scale, C[i])
+            squares[i] = q[chosen[i]]
         while moves < most and s < room:
-            best, least = -1, mean - max(SHORTFALL * gap, noise)
-            for i in range(count):
-                slope = dot(C[i], face.r, d) + half * q[chosen[i]]
-                if slope < least:
-                    best, least = i, slope
+            best = _steepest(count, C, squares, half, r, mean - least)
             if best < 0:
                 break
-            j = chosen[best]
-            s, moves = enter(face, s, j, C[best], q[j], half, ridge, moves, most)
-            mean = 0.0
-            for i in range(s):
-                mean += face.y[i] * (half * face.q[i] + ridge * face.y[i])
-            mean += dot(face.r, face.r, d)
+            s, moves = enter(face, s, chosen[best], C[best], squares[best], half, ridge, moves, most)
+            mean = _mean(s, y, sizes, r, half, ridge)
             # It is in now, or its violation was rounding: either way it is no candidate until the next pass.
             count -= 1
-            chosen[best] = chosen[count]
+            chosen[best], squares[best] = chosen[count], squares[count]
+            last, free = C[count], C[best]
             for c in range(d):
-                C[best, c] = C[count, c]
+                free[c] = last[c]
         if moves == before:
-            break
+            if not coarse:
+                break
+            coarse = False
         s = settle(face, s, half, ridge, noise)
     for i in range(s):
-        out[face.place[i]] = face.y[i]
-        face.y[i] = out[face.place[i]]
-    if out.itemsize < 8:  # the gap of the weights as they are after rounding
-        total = 0.0
-        for i in range(s):
-            total += face.y[i]
-        for i in range(s):
-            face.y[i] /= total
-        combine(s, face.y, face.P, face.r)
-        gap, mean = _price(x, atoms, scale, half, ridge, s, face, q, g)
+        out[place[i]] = kept[i] if out.itemsize < 8 else y[i]
     return max(gap, 0.0) / far, min(moves, most)
 
 
 @compiled()
 def _wolfe(x, atoms, owner, usable, half, ridge, tol, most, room, out, gap, count, first, last):
     n, d = atoms.shape[1], atoms.shape[2]
-    face, q, g, C, query = room_for(room, d), np.empty(n), np.empty(n), np.empty((CANDIDATES, d)), np.empty(d)
-    chosen, masked = np.empty(CANDIDATES, np.int64), usable.shape[0] > 0
+    face, q, g, query = room_for(room, d), np.empty(n), np.empty(n), np.empty(d)
+    C, squares = np.empty((CANDIDATES, d)), np.empty(CANDIDATES)
+    rough, kept = np.empty(d, out.dtype), np.empty(face.y.size, out.dtype)
+    chosen, masked = np.empty(n + 1, np.int64), usable.shape[0] > 0
     for i in range(np.int64(first), np.int64(last)):
         for c in range(d):
             query[c] = x[i, c]
         own = usable[i if masked else 0 : i + 1].reshape(-1)
         gap[i], count[i] = _query(
-            query, atoms[owner[i]], own, masked, at(half, i), at(ridge, i), tol, most, out[i], q, g, C, chosen, face
-        )
+            query, x[i], atoms[owner[i]], own, masked, at(half, i), at(ridge, i), tol, most,
+            out[i], q, g, C, squares, rough, kept, chosen, face,
+        )  # fmt: skip
 
 
 @compiled(parallel=True)

@@ -19,40 +19,58 @@ from .numba_face import combine, dot, rebuild, respond, room_for
 from .numba_tools import at, compiled, flat, launch, per_row
 
 
-@compiled()
+@compiled(counted=False)
 def _gather(y, x, atoms, face):
     """The support of one query's weights; its size, -1 if they are NaN."""
+    place, weights, sizes, P, _, _, _, _, _ = face
     s = 0
     for j in range(y.size):
         if y[j] > 0:
-            total = 0.0
-            for c in range(x.size):
-                face.P[s, c] = np.float64(atoms[j, c]) - np.float64(x[c])
-                total += face.P[s, c] * face.P[s, c]
-            face.place[s], face.y[s], face.q[s] = j, y[j], total
+            k, p, total = atoms[j], P[s], 0.0
+            for c in range(p.size):
+                p[c] = np.float64(k[c]) - np.float64(x[c])
+                total += p[c] * p[c]
+            place[s], weights[s], sizes[s] = j, y[j], total
             s += 1
         elif y[j] != y[j]:
             return -1
     return s
 
 
-@compiled()
+@compiled(counted=False)
 def _solve(face, s, v, ridge, pull, spare):
     """pull = sum w_i p_i of w = N v, refined once and left in `spare`."""
-    d = face.r.size
+    place, _, _, P, N, _, w, a, _ = face
     rebuild(face, s, ridge)
     for i in range(s):
-        face.a[i], spare[i] = v[face.place[i]], 0.0
+        a[i], spare[i] = v[place[i]], 0.0
     for _ in range(2):
-        respond(face, s)
+        respond(s, N, a, w)
         mean = 0.0
         for i in range(s):
-            mean += face.w[i] / s
+            mean += w[i] / s
         for i in range(s):
-            spare[i] += face.w[i] - mean
-        combine(s, spare, face.P, pull)
+            spare[i] += w[i] - mean
+        combine(s, spare, P, pull)
         for i in range(s):
-            face.a[i] = v[face.place[i]] - dot(face.P[i], pull, d) - ridge * spare[i]
+            a[i] = v[place[i]] - dot(P[i], pull, pull.size) - ridge * spare[i]
+
+
+@compiled(counted=False)
+def _share(face, s, near, w, pull, gx, gk):
+    """What one query gives to the gradients of its point, of its atoms, and of locality and ridge."""
+    place, y, sizes, P, _, r, _, _, _ = face
+    combine(s, y, P, r)
+    for c in range(r.size):
+        gx[c] = (1.0 + near) * pull[c]
+    far = along = 0.0
+    for k in range(s):
+        row, p, change, weight = gk[place[k]], P[k], w[k], y[k]
+        far += change * sizes[k]
+        along += change * weight
+        for c in range(r.size):
+            row[c] -= change * (r[c] + near * p[c]) + weight * pull[c]
+    return -0.5 * far, -along
 
 
 @compiled()
@@ -79,17 +97,7 @@ def _pull(y, v, x, atoms, owner, locality, ridge, gx, gk, gl, gr, first, last):
         if s < 2:
             continue
         _solve(face, s, v[i], at(ridge, i), pull, spare)
-        combine(s, face.y, face.P, face.r)
-        for c in range(d):
-            gx[i, c] = (1.0 + near) * pull[c]
-        far = along = 0.0
-        for k in range(s):
-            row, own, w, weight = grads[face.place[k]], face.P[k], spare[k], face.y[k]
-            far += w * face.q[k]
-            along += w * weight
-            for c in range(d):
-                row[c] -= w * (face.r[c] + near * own[c]) + weight * pull[c]
-        gl[i], gr[i] = -0.5 * far, -along
+        gl[i], gr[i] = _share(face, s, near, spare, pull, gx[i], grads)
 
 
 @compiled(parallel=True)
@@ -108,7 +116,7 @@ def pull_gradients(
     locality: float | Tensor,
     ridge: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (m, d), of atoms (sets, n, d), of locality and ridge (m,), from weights y and a gradient v of them (m, n)."""
+    """Gradients of x (m, d), of atoms (sets, n, d), of locality and ridge (m,), from a gradient v of the weights y (m, n)."""
     m = y.shape[0]
     # Threads have sums of their own, which together take no more memory than the weights do.
     parts = max(1, min(torch.get_num_threads(), m, y.numel() // max(1, atoms.numel())))
