@@ -2,9 +2,12 @@
 
 from . import functional
 from .attention.multihead import MultiheadAttention
+from .attention.scale_free_layer import ScaleFreeAttention
 from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
+from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
+from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
 from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
 from .mappings.shrinkage import SigShrink, SoftThreshold
@@ -41,6 +44,8 @@ __all__ = [
     "L1",
     "Box",
     "Constant",
+    "ConvFISTA",
+    "ConvISTA",
     "ElasticNet",
     "Entmax",
     "Entmax15",
@@ -58,6 +63,7 @@ __all__ = [
     "Penalty",
     "Regularizer",
     "Ridge",
+    "ScaleFreeAttention",
     "SigShrink",
     "Simplex",
     "SoftThreshold",
@@ -66,9 +72,11 @@ __all__ = [
     "Sparsemax",
     "SparsemaxLoss",
     "SparsityReport",
+    "UnitNorm",
     "functional",
     "kernels",
     "restore_attention",
     "sparsity_report",
     "swap_attention",
+    "unit_norm",
 ]

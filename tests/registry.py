@@ -10,6 +10,8 @@ from torch import Tensor
 
 import sparselayers as sl
 import sparselayers.functional as F
+from sparselayers.coding.dictionaries import Conv
+from sparselayers.coding.ista import unrolled
 
 PENALTIES: list[sl.Penalty] = [
     sl.L1(),
@@ -133,6 +135,12 @@ def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tens
     return lambda x, D, lam: code(x, D, lam, depth=3, **options)
 
 
+def _conv_coded(x: Tensor, weight: Tensor, lam: Tensor) -> Tensor:
+    D = Conv(weight, stride=(2,), padding=(1,), size=tuple(x.shape[-1:]))
+    options = {"depth": 3, "penalty": sl.L1(), "schedule": sl.Homotopy(), "step": None}
+    return unrolled(x, D, lam, momentum=True, restart="sample", **options).z
+
+
 def _attend(mapping: str) -> Callable[..., Tensor]:
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=_tril, mapping=mapping)
 
@@ -143,6 +151,19 @@ def _nearest(backward: str, iterations: int) -> Callable[..., Tensor]:
     )
 
 
+def _scale_free(q: Tensor, k: Tensor, v: Tensor, locality: Tensor) -> Tensor:
+    return F.scale_free_attention(q, k, v, locality=locality, tol=0.0)
+
+
+def _affine(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
+    return F.affine_least_squares(x, atoms, ridge)
+
+
+def _affine_of_some(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
+    return F.affine_least_squares(x, atoms, ridge, mask=torch.tensor([True, True, False, True]))
+
+
+_queries = (2 * _randn(2, 2, 1, seed=5), _randn(2, 3, 1, seed=6), _randn(2, 3, 2, seed=7))
 _codes = (_x, _D, _rand(3, 1, low=0.1, high=0.3))
 OPERATORS: list[Operator] = [
     *map(_prox, PENALTIES),
@@ -188,13 +209,20 @@ OPERATORS: list[Operator] = [
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator(
+        "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
+    ),
+    Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
+    Operator("affine_least_squares", _affine, (_x, _randn(8, 5, seed=6), _rand(1)), (True, False, False)),
+    Operator("affine_least_squares(mask)", _affine_of_some, (_x, _randn(3, 4, 5, seed=6), _rand(3, 1)), (True,) * 3),
     Operator("attention(softmax)", _attend("softmax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(sparsemax)", _attend("sparsemax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(entmax15)", _attend("entmax15"), (_q, _k, _val), (True, True, True)),
     Operator(
         "simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 12)
     ),
+    Operator("scale_free_attention", _scale_free, (*_queries, _rand(1)), (True, True, True, False)),
     Operator("simplex_least_squares(unroll)", _nearest("unroll", 3), (2 * _q, _keys), (True, True)),
 ]
