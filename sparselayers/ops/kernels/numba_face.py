@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .numba_tools import compiled
+from .numba_triangle import dot
 
 DEPENDENT = 1e-11  # of its squared size: a point nearer than that to the members' affine hull depends on them
 EIGHT = 8
@@ -47,14 +48,6 @@ def room_for(members, d):
         np.empty(wide, np.int64), np.empty(wide), np.empty(wide), np.empty((wide, d)), np.empty((wide, wide)),
         np.empty(d), np.zeros(wide), np.zeros(wide), np.empty(d),
     )  # fmt: skip
-
-
-@compiled(counted=False)
-def dot(a, b, size):
-    total = 0.0
-    for c in range(size):
-        total += a[c] * b[c]
-    return total
 
 
 @compiled(counted=False)

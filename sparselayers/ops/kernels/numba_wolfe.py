@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_face import begin, combine, dot, enter, normalise, room_for, settle
+from .numba_face import begin, combine, enter, normalise, room_for, settle
 from .numba_tools import at, compiled, flat, launch, per_row
+from .numba_triangle import dot
 
 CANDIDATES = 32
 SHORTFALL = (

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_face import combine, dot, rebuild, respond, room_for
+from .numba_face import combine, rebuild, respond, room_for
 from .numba_tools import at, compiled, flat, launch, per_row
+from .numba_triangle import dot
 
 
 @compiled(counted=False)
