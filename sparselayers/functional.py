@@ -5,6 +5,7 @@ from .attention.dot_product import scaled_dot_product_attention
 from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
 from .coding.ista import fista, ista
+from .coding.rate import analytic_rate
 from .coding.ridge import ridge
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
@@ -18,6 +19,7 @@ from .ops.spectral import analytic_weight
 __all__ = [
     "SimplexResult",
     "Thresholded",
+    "analytic_rate",
     "affine_least_squares",
     "analytic_weight",
     "entmax",
