@@ -35,7 +35,28 @@ PENALTIES: list[sl.Penalty] = [
     sl.SparseGroup(ratio=1.0),
     sl.SparseGroup(ratio=0.0),
     sl.Exclusive(),
+    sl.GroupExclusive(),
+    sl.GroupExclusive(mu=0.2, sqrt_size=True),
+    sl.GroupExclusive(mu=0.0),
+    sl.GroupExclusive(mu=1.0),
+    sl.LHalf(),
+    sl.TransformedL1(),
+    sl.TransformedL1(a=3.0),
+    sl.LogSum(),
+    sl.LogSum(eps=0.4),
+    sl.MCP(),
+    sl.MCP(gamma=0.7),
+    sl.SCAD(),
+    sl.SCAD(a=2.2),
+    sl.L1MinusL2(),
+    sl.L1MinusL2(alpha=0.4),
+    sl.GroupMCP(),
+    sl.SparseGroupL0(),
+    sl.SparseGroupL0(ratio=0.1, sqrt_size=True),
+    sl.SparseGroupL0(ratio=1.0),
+    sl.SparseGroupL0(ratio=0.0),
     sl.Grouped(sl.GroupL2(), size=2),
+    sl.Grouped(sl.GroupExclusive(), size=3),
     sl.Grouped(sl.Exclusive(), size=3),
     sl.Grouped(sl.L1(), size=2),
 ]
@@ -135,6 +156,10 @@ def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tens
     return lambda x, D, lam: code(x, D, lam, depth=3, **options)
 
 
+def _lista(variant: str, **options: object) -> Callable[..., Tensor]:
+    return sl.LISTA(5, 8, depth=3, dictionary=_D, variant=variant, learn=(), dtype=_D.dtype, **options)
+
+
 def _conv_coded(x: Tensor, weight: Tensor, lam: Tensor) -> Tensor:
     D = Conv(weight, stride=(2,), padding=(1,), size=tuple(x.shape[-1:]))
     options = {"depth": 3, "penalty": sl.L1(), "schedule": sl.Homotopy(), "step": None}
@@ -169,11 +194,16 @@ OPERATORS: list[Operator] = [
     *map(_prox, PENALTIES),
     *(_prox_in_metric(p) for p in PENALTIES if p.has_metric),
     *(_value(p) for p in PENALTIES if not p.indicator),
+    _value(sl.HoyerSquare()),
+    Operator("GroupHoyerSquare.value", sl.GroupHoyerSquare().value, (_randn(3, 4, 6, seed=3),), (True,)),
     *(_lam_max(p) for p in PENALTIES if has_lam_max(p)),
     Operator("soft_threshold", F.soft_threshold, (_v, _rand(3, 7)), (True, True)),
     Operator("hard_threshold", F.hard_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("group_soft_threshold", F.group_soft_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("exclusive_threshold", F.exclusive_threshold, (_v, _rand(3, 1)), (True, True)),
+    Operator(
+        "cges_linearized_step", lambda v, t: F.cges_linearized_step(v, t / 8, mu=0.4), (_v, _rand(3, 1)), (True, True)
+    ),
     Operator("sigshrink", F.sigshrink, (_v, _rand(3, 7), _rand(3, 1, low=2, high=4)), (True, True, True)),
     Operator("ssbs", F.ssbs, (_v, _rand(3, 1), _rand(3, 1, low=2, high=4), _rand(3, 1)), (True,) * 4),
     Operator("project_simplex", F.project_simplex, (_v, _rand(3, 1)), (True, True)),
@@ -207,8 +237,13 @@ OPERATORS: list[Operator] = [
     Operator("ista(Homotopy)", _coded(F.ista, schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("ista(SparseGroup)", _coded(F.ista, penalty=sl.Grouped(sl.SparseGroup(), 4)), _codes, (True, False, True)),
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
+    Operator("ista(MCP)", _coded(F.ista, penalty=sl.MCP(), schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator("LISTA(lista)", _lista("lista"), (_x,), (True,)),
+    Operator("LISTA(cp)", _lista("cp", schedule=sl.Constant()), (_x,), (True,)),
+    Operator("LISTA(alista)", _lista("alista", support=sl.SupportSelection(20, 50), step=0.5), (_x,), (True,)),
+    Operator("LISTA(hyper)", _lista("hyper", step=0.5), (_x,), (True,)),
     Operator(
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),

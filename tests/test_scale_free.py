@@ -253,7 +253,7 @@ def test_a_cached_layer_is_the_uncached_one() -> None:
     for i in range(L):
         exact(layer(x[:, i : i + 1], x[:, : i + 1], x[:, : i + 1])[0], whole[:, i : i + 1])
         q = split(layer.q_proj(x[:, i : i + 1]), HEADS)
-        locality = layer.log_locality.exp().view(-1, 1, 1)
+        locality = layer.locality.view(-1, 1, 1)
         read = attend(q, k[..., : i + 1, :], v[..., : i + 1, :], locality=locality, tol=0.0, enable_gqa=True)
         exact(layer.out_proj(read.transpose(1, 2).flatten(2)), whole[:, i : i + 1])
 
@@ -351,7 +351,8 @@ def test_locality_is_learned_a_head_and_stays_positive() -> None:
     layer(x, x, x)[0].square().sum().backward()
     assert (layer.log_locality.grad != 0).all()
     optimizer.step()
-    assert (layer.log_locality.exp() >= 0).all()
+    assert layer.locality.shape == (HEADS,)
+    assert (layer.locality >= 0).all()
 
 
 def test_fixed_localities() -> None:
@@ -359,6 +360,7 @@ def test_fixed_localities() -> None:
     plain = built(locality=0.3, learn_locality=False)
     learned = built(locality=0.3)
     assert "log_locality" not in plain.state_dict()
+    assert plain.locality == 0.3
     exact(plain(x, x, x)[0], learned(x, x, x)[0])
     each = built(locality=torch.tensor([0.3, 0.3], dtype=torch.float64), learn_locality=False)
     assert each.state_dict()["fixed_locality"].shape == (HEADS,)
