@@ -2,6 +2,7 @@
 
 from . import functional
 from .attention.multihead import MultiheadAttention
+from .attention.scale_free_layer import ScaleFreeAttention
 from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
 from .coding.layers import FISTA, ISTA
@@ -58,6 +59,7 @@ __all__ = [
     "Penalty",
     "Regularizer",
     "Ridge",
+    "ScaleFreeAttention",
     "SigShrink",
     "Simplex",
     "SoftThreshold",

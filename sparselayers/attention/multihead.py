@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from . import masks
+from . import layout, masks
 from .dot_product import Mapping, check_mapping
 from .weights import attend
 
@@ -22,7 +22,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     Args:
         embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype: as for
             nn.MultiheadAttention.
-        mapping: "softmax", "sparsemax", "entmax15", "scale_free" (with locality 0.01), a callable (scores, dim) -> weights,
+        mapping: "softmax", "sparsemax", "entmax15", "scale_free" (with locality 0.1), a callable (scores, dim) -> weights,
             or an nn.Module that maps scores (N, heads, L, S) to weights along their last axis; its parameters are then
             part of this module, under "mapping.".
 
@@ -97,26 +97,17 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        self._check_inputs(query, key, value)
-        batched, one = query.ndim == 3, query is key and key is value
-        if not batched:
-            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-        if not query.shape[0] == key.shape[0] == value.shape[0]:
-            raise ValueError(
-                "query, key and value must have one batch size, got "
-                f"{query.shape[0]}, {key.shape[0]}, {value.shape[0]} (batch_first={self.batch_first})"
-            )
-        shape = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
-        mask = _joined(_padding(key_padding_mask, shape), _attending(attn_mask, shape), query)
+        one = query is key and key is value
+        layout.check(query, key, value, (self.embed_dim, self.kdim, self.vdim))
+        batched = query.ndim == 3
+        query, key, value, key_padding_mask = layout.batch_first(query, key, value, key_padding_mask, self.batch_first)
+        mask = layout.allowed(attn_mask, key_padding_mask, self.num_heads, query, key)
         q, k, v = self._projected(query, key, value, one)
         if k.shape[1] > key.shape[1]:
             # The keys that bias_k and add_zero_attn bring in come last and are seen by every query.
             if is_causal:
-                causal = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
-                mask, is_causal = _joined(mask, causal, query), False
+                causal = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device).tril()
+                mask, is_causal = layout.joined(mask, causal, query), False
             if mask is not None:
                 seen = 1.0 if mask.dtype == torch.bool else 0.0
                 mask = nn.functional.pad(mask, (0, k.shape[1] - key.shape[1]), value=seen)
@@ -126,30 +117,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         dropout = self.dropout if self.training else 0.0
         out, weights = attend(q, k, v, mask, dropout, is_causal, None, False, self.mapping, need_weights)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
-        if weights is not None and average_attn_weights:
-            weights = weights.mean(1)
-        if not batched:
-            return out.squeeze(0), None if weights is None else weights.squeeze(0)
-        return out if self.batch_first else out.transpose(0, 1), weights
-
-    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        widths = (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))
-        for name, x, width in widths:
-            checks.floating(x, name)
-            if x.is_nested:
-                raise ValueError(
-                    f"{name} is a nested tensor, which only torch's fused softmax path takes; where nn.TransformerEncoder "
-                    "made it, set its use_nested_tensor = False, as sl.swap_attention does"
-                )
-            if x.ndim not in (2, 3) or x.ndim != query.ndim or x.shape[-1] != width:
-                raise ValueError(
-                    f"{name} must be (length, {width}) or, for all three, batched with 3 axes, got {tuple(x.shape)} "
-                    f"beside a query of shape {tuple(query.shape)}"
-                )
-        if key.shape[:-1] != value.shape[:-1]:
-            raise ValueError(
-                f"key and value must have one length and batch size, got {tuple(key.shape)} and {tuple(value.shape)}"
-            )
+        return layout.as_given(out, weights, batched, self.batch_first, average_attn_weights)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, one: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (N, L, E), keys and values (N, S + extra, E)."""
@@ -172,55 +140,3 @@ class MultiheadAttention(nn.MultiheadAttention):
     def extra_repr(self) -> str:
         shown = "" if isinstance(self.mapping, nn.Module) else f", mapping={self.mapping!r}"
         return f"{self.embed_dim}, {self.num_heads}{shown}"
-
-
-def _padding(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """key_padding_mask (N, S) as a mask (N, 1, 1, S), True = may attend."""
-    if mask is None:
-        return None
-    n, _, _, keys = shape
-    if mask.shape != (n, keys):
-        raise ValueError(
-            f"key_padding_mask must be (batch, keys) = ({n}, {keys}), (keys,) without a batch, got {tuple(mask.shape)}"
-        )
-    return _turned(mask, "key_padding_mask")[:, None, None]
-
-
-def _attending(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """attn_mask (L, S) or (N heads, L, S) as a mask that broadcasts to (N, heads, L, S), True = may attend."""
-    if mask is None:
-        return None
-    n, heads, *pairs = shape
-    if tuple(mask.shape) not in ((*pairs,), (n * heads, *pairs)):
-        raise ValueError(
-            f"attn_mask must be (queries, keys) = {tuple(pairs)} or (batch * heads, queries, keys) = {(n * heads, *pairs)}, "
-            f"got {tuple(mask.shape)}"
-        )
-    mask = _turned(mask, "attn_mask")
-    return mask if mask.ndim == 2 else mask.unflatten(0, (n, heads))
-
-
-def _turned(mask: Tensor, name: str) -> Tensor:
-    """True = ignore, as in nn.MultiheadAttention, into True = may attend; floating masks mean the same in both."""
-    if mask.dtype == torch.bool:
-        return ~mask
-    if not mask.is_floating_point():
-        raise TypeError(
-            f"{name} must be boolean (True = ignore) or floating (added), got {mask.dtype}; use {name}.bool()"
-        )
-    return mask
-
-
-def _joined(one: Tensor | None, other: Tensor | None, like: Tensor) -> Tensor | None:
-    """Both masks in one: boolean where both are, else a sum in which whatever either masks is -inf."""
-    if one is None or other is None:
-        return other if one is None else one
-    if one.dtype == other.dtype == torch.bool:
-        return one & other
-    return _added(one, like) + _added(other, like)
-
-
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill(~mask, -torch.inf)

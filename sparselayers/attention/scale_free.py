@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.eager import may_branch
+from ..ops.norm import upcast
 from . import masks
-from .simplex import simplex_least_squares
+from .simplex import Strength, simplex_least_squares
 
 
 def scale_free_attention(
@@ -55,19 +56,48 @@ def scale_free_attention(
     >>> F.scale_free_attention(torch.tensor([[0.5, -1.0]]), key, torch.tensor([[0.0], [5.0], [9.0]]))
     tensor([[1.2500]])
     """
+    return explained(query, key, value, attn_mask, 0.0, is_causal, locality, ridge, tol, enable_gqa, False)[0]
+
+
+def explained(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    locality: Strength,
+    ridge: Strength,
+    tol: float,
+    enable_gqa: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`scale_free_attention` with dropout, and the weights (..., L, S) that made the output, if asked for."""
     masks.check_shapes(query, key, value, enable_gqa)
-    if attn_mask is not None and attn_mask.is_floating_point() and may_branch(attn_mask):
-        dropped = attn_mask <= torch.finfo(attn_mask.dtype).min / 2
-        if not bool((dropped | (attn_mask == 0)).all()):
-            raise TypeError(
-                "scale-free attention drops keys and cannot add scores to them: a floating attn_mask may hold only 0, -inf "
-                "and finfo.min, got other values; use a boolean attn_mask (True = may attend)"
-            )
+    if attn_mask is not None and attn_mask.is_floating_point():
+        _check_only_drops(attn_mask)
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
     allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     if allowed is not None:
         key, value = masks.drop_unused_keys(allowed, key), masks.drop_unused_keys(allowed, value)
-    atoms = key.unsqueeze(-3)
-    found = simplex_least_squares(query, atoms, mask=allowed, locality=locality, ridge=ridge, tol=tol)
-    return (found.weights @ value).to(query.dtype)
+    query, atoms = upcast(query), upcast(key).unsqueeze(-3)
+    weights = simplex_least_squares(query, atoms, mask=allowed, locality=locality, ridge=ridge, tol=tol).weights
+    if dropout_p:
+        weights = nn.functional.dropout(weights, dropout_p)
+    out = (weights @ upcast(value)).to(value.dtype)
+    return out, weights.to(value.dtype) if need_weights else None
+
+
+def _check_only_drops(attn_mask: Tensor) -> None:
+    """TypeError for a floating mask that holds more than 0 and "masked"."""
+    remedy = "use a boolean mask"
+    if attn_mask.requires_grad:
+        raise TypeError(f"scale-free attention has no gradient for a mask, got one that requires grad; {remedy}")
+    if may_branch(attn_mask):
+        dropped = attn_mask <= torch.finfo(attn_mask.dtype).min / 2
+        if not bool((dropped | (attn_mask == 0)).all()):
+            raise TypeError(
+                "scale-free attention drops keys and cannot add scores to them: a floating attn_mask may hold only 0, -inf "
+                f"and finfo.min, got other values; {remedy}"
+            )

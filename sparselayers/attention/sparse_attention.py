@@ -15,7 +15,7 @@ class SparseAttention(nn.Module):
     mapping(scale Q K^T + mask) V
 
     Args:
-        mapping: "softmax", "sparsemax", "entmax15", "scale_free" (with locality 0.01), a callable (scores, dim) -> weights,
+        mapping: "softmax", "sparsemax", "entmax15", "scale_free" (with locality 0.1), a callable (scores, dim) -> weights,
             or an nn.Module that maps scores to weights along their last axis and becomes part of this module.
         dropout: probability of dropping a weight in training.
         scale: factor of the scores, 1 / sqrt(E) if None.

@@ -39,7 +39,7 @@ def register() -> None:
     mapping(scaling Q K^T + mask) V, in every model of transformers that looks its attention up by name. Each name is
     registered for the attention and for the mask: without the second, transformers makes no mask at all, and a causal model
     attends to the future. "sparse_softmax_check" is softmax by the same code, to compare with "eager". To register twice does
-    no harm. "scale_free" has locality 0.01 and leaves the model's scaling out.
+    no harm. "scale_free" has locality 0.1 and leaves the model's scaling out.
 
     Raises: ImportError where transformers is missing or too old. In a model's forward: ValueError for what a model asks of
         its attention that is not done here (sinks, capped scores, a paged cache, ...), and for a causal model without a mask.

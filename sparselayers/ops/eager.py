@@ -21,6 +21,13 @@ def may_branch(x: Tensor) -> bool:
     )
 
 
+def may_wait(x: Tensor) -> bool:
+    """True where a long loop may now and then wait for values of `x`, on a GPU too: not while a graph of it is captured."""
+    return may_branch(x) or (
+        is_plain_eager(x) and not (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    )
+
+
 def is_plain_eager(x: Tensor) -> bool:
     """True where a kernel that reads memory may take x: a real tensor, and nobody watching, tracing or transforming."""
     return (

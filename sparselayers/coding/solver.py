@@ -1,0 +1,55 @@
+"""The converged Lasso: `solve` brings every sample's certificate under `tol`, each in its own time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.norm import strength, upcast
+from ..prox import Penalty
+from .certificate import Weights, duality_gap, unit, weighed
+from .greedy import greedy
+from .ista import per_atom
+
+
+class Solved(NamedTuple):
+    """The codes (..., n_atoms), and for each sample its certificate (...,) and the passes that it took (...,)."""
+
+    code: Tensor
+    gap: Tensor
+    iterations: Tensor
+
+
+def solve(x: Tensor, D: Tensor, lam: float | Tensor, penalty: Penalty, *, tol: float, max_iter: int) -> Solved:
+    r"""argmin_z  1/2 ‖x - D z‖² + lam R(z)  for every sample, certified; without a graph, for checked arguments.
+
+    Args:
+        x: (..., n_features).
+        D: (n_features, n_atoms).
+        lam: a number, or a tensor () or (..., 1) one a sample, or (n_atoms,) one an atom.
+        penalty: a convex one; L1, NonnegativeL1 and ElasticNet have a duality gap, others a fixed-point residual.
+        tol: a sample is done when its certificate is at most this.
+        max_iter: passes that a sample may take. Where they end first the certificate says so.
+    """
+    batch, dtype = x.shape[:-1], x.dtype
+    rows, D = upcast(x.detach()).reshape(-1, x.shape[-1]), upcast(D.detach())
+    lam = strength(lam.detach() if isinstance(lam, Tensor) else lam, D)
+    if lam.ndim > (1 if per_atom(lam) else 0):
+        lam = lam.expand(*batch, lam.shape[-1]).reshape(-1, lam.shape[-1])
+    code, iterations = _passes(rows, D, lam, penalty, tol, max_iter)
+    code = code.to(dtype)
+    gap = duality_gap(rows, D, code, lam, penalty)
+    code = torch.where(gap.isnan().unsqueeze(-1), torch.nan, code)
+    return Solved(code.view(*batch, D.shape[1]), gap.view(batch), iterations.view(batch))
+
+
+def _passes(x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
+    """Codes and passes, in units in which x and D are of size 1 where the penalty has such units."""
+    kind = weighed(penalty, lam, D)
+    if not isinstance(kind, Weights):
+        return greedy(x, D, kind, tol, max_iter)
+    sample, spread = unit(x, a_row=True), unit(D, a_row=False)
+    code, iterations = greedy(x / sample, D / spread, kind.scaled(sample, spread), tol, max_iter)
+    return code * (sample / spread), iterations
