@@ -6,6 +6,7 @@ from .attention.scale_free_layer import ScaleFreeAttention
 from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
 from .coding.layers import FISTA, ISTA
+from .coding.sparse_coder import SparseCoder
 from .mappings.entmax import Entmax
 from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
 from .mappings.shrinkage import SigShrink, SoftThreshold
@@ -64,6 +65,7 @@ __all__ = [
     "Simplex",
     "SoftThreshold",
     "SparseAttention",
+    "SparseCoder",
     "SparseGroup",
     "Sparsemax",
     "SparsemaxLoss",

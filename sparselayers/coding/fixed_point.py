@@ -27,7 +27,7 @@ def attach_fixed_point(z: Tensor, x: Tensor, D: Tensor, lam: Tensor, penalty: Pe
     step = dictionary.safe_step(fixed)
     eye = torch.eye(D.shape[1], dtype=D.dtype, device=D.device)
     v, t = start - step * ((start @ fixed.mT - x.detach()) @ fixed), step * lam.detach()
-    _, pull = torch.func.vjp(lambda v: penalty.prox(v, t), v)
+    pull = torch.func.vjp(lambda v: penalty.prox(v, t), v)[1]
     slopes = torch.func.vmap(lambda e: pull(e.expand_as(v))[0])(eye).movedim(0, -2)
     short = widest(eye) - widest(slopes) @ widest(eye - step * fixed.mT @ fixed)
     factor = torch.linalg.cholesky_ex(short.mT @ short + SLIGHT * widest(eye))[0]

@@ -96,12 +96,11 @@ def _solve(g: Tensor, z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
     if not may_branch(g):
         return _refined(g, z, D, b)
     g, z = g.reshape(-1, n_atoms), z.reshape(-1, n_atoms)
-    several = b is not None and b.ndim > 1
-    b = b.expand(*batch, b.shape[-1]).reshape(-1, b.shape[-1]) if several else b
+    rows = None if b is None else b.expand(*batch, n_atoms).reshape(-1, n_atoms)
     room = max(1, int((z != 0).sum(-1).max())) if z.numel() else 1
     size = max(1, AT_ONCE // (room * (room + n_features)))
     parts = [
-        _refined(g[i : i + size], z[i : i + size], D, b[i : i + size] if several else b)
+        _refined(g[i : i + size], z[i : i + size], D, None if rows is None else rows[i : i + size])
         for i in range(0, g.shape[0], size)
     ]
     return torch.cat(parts).view(*batch, n_atoms) if parts else torch.zeros_like(g).view(*batch, n_atoms)
