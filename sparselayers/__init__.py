@@ -5,8 +5,10 @@ from .attention.multihead import MultiheadAttention
 from .attention.scale_free_layer import ScaleFreeAttention
 from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
+from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
 from .coding.sparse_coder import SparseCoder
+from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
 from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
 from .mappings.shrinkage import SigShrink, SoftThreshold
@@ -43,6 +45,8 @@ __all__ = [
     "L1",
     "Box",
     "Constant",
+    "ConvFISTA",
+    "ConvISTA",
     "ElasticNet",
     "Entmax",
     "Entmax15",
@@ -70,9 +74,11 @@ __all__ = [
     "Sparsemax",
     "SparsemaxLoss",
     "SparsityReport",
+    "UnitNorm",
     "functional",
     "kernels",
     "restore_attention",
     "sparsity_report",
     "swap_attention",
+    "unit_norm",
 ]

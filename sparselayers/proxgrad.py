@@ -33,20 +33,22 @@ def proximal_gradient(
     momentum: bool = False,
     restart: Restart = None,
     stop: Callable[[Tensor], Tensor] | None = None,
+    axes: int = 1,
     trace: bool = False,
 ) -> Iterates:
     r"""Run `depth` proximal gradient steps from z; samples are the leading axes and never see each other.
 
     Args:
-        z: start (..., n); the samples are its rows.
+        z: start (..., n); the samples are its rows, or its last `axes` axes.
         grad: z -> the gradient of the smooth part, the shape of z.
         prox: (v, k) -> the prox of step k = 1..depth at v, its strength included.
         step: step size, a number or a tensor that broadcasts to z.
         depth: number of steps.
         momentum: Nesterov's extrapolation (FISTA).
         restart: "sample" drops a sample's momentum whenever its last move went uphill against the prox-gradient; None never.
-        stop: z -> boolean (..., 1), True where a sample is done; looked at every 5 steps. A sample that is done stays as
+        stop: z -> boolean, True where a sample is done; looked at every 5 steps. A sample that is done stays as
             it is, whatever the others do.
+        axes: how many trailing axes make a sample.
         trace: keep z_1 .. z_depth.
 
     Source: Beck and Teboulle 2009 (FISTA); O'Donoghue and Candes 2015, section 3.2 (gradient restart), per sample.
@@ -54,6 +56,7 @@ def proximal_gradient(
     y, previous = z, z
     t: float | Tensor = 1.0
     kept: list[Tensor] = []
+    sample = tuple(range(-axes, 0))
     done = None if stop is None else stop(z)
     steps: Tensor | int = depth if done is None else torch.where(done, 0, depth)
     for k in range(1, depth + 1):
@@ -62,7 +65,7 @@ def proximal_gradient(
         z = prox(y - step * grad(y), k)
         if momentum:
             if restart == "sample":
-                uphill = ((y - z) * (z - previous)).sum(-1, keepdim=True).detach() > 0
+                uphill = ((y - z) * (z - previous)).sum(sample, keepdim=True).detach() > 0
                 t = torch.where(uphill, 1.0, torch.as_tensor(t, dtype=z.dtype, device=z.device))
             following = (1 + (1 + 4 * t * t) ** 0.5) / 2
             y, t = z + ((t - 1) / following) * (z - previous), following

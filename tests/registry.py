@@ -10,6 +10,8 @@ from torch import Tensor
 
 import sparselayers as sl
 import sparselayers.functional as F
+from sparselayers.coding.dictionaries import Conv
+from sparselayers.coding.ista import unrolled
 
 PENALTIES: list[sl.Penalty] = [
     sl.L1(),
@@ -133,6 +135,12 @@ def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tens
     return lambda x, D, lam: code(x, D, lam, depth=3, **options)
 
 
+def _conv_coded(x: Tensor, weight: Tensor, lam: Tensor) -> Tensor:
+    D = Conv(weight, stride=(2,), padding=(1,), size=tuple(x.shape[-1:]))
+    options = {"depth": 3, "penalty": sl.L1(), "schedule": sl.Homotopy(), "step": None}
+    return unrolled(x, D, lam, momentum=True, restart="sample", **options).z
+
+
 def _attend(mapping: str) -> Callable[..., Tensor]:
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=_tril, mapping=mapping)
 
@@ -188,6 +196,10 @@ OPERATORS: list[Operator] = [
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator(
+        "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
+    ),
+    Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
     Operator("attention(softmax)", _attend("softmax"), (_q, _k, _val), (True, True, True)),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..ops import checks
 from ..ops.spectral import squared_norm
@@ -47,6 +50,17 @@ def random_atoms(n_features: int, n_atoms: int, device: torch.device | None, dty
     return D / torch.linalg.vector_norm(D, dim=0)
 
 
+def random_filters(shape: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """Gaussian filters (n_atoms, channels, *kernel) of unit norm."""
+    filters = torch.randn(shape[0], math.prod(shape[1:]), device=device, dtype=dtype)
+    return (filters / torch.linalg.vector_norm(filters, dim=1, keepdim=True)).view(shape)
+
+
+def fresh(shape: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """Random unit atoms: the columns of a matrix, or the filters of a convolution, which has three axes or more."""
+    return random_atoms(shape[0], shape[1], device, dtype) if len(shape) == 2 else random_filters(shape, device, dtype)
+
+
 def hold(
     module: nn.Module,
     n_features: int,
@@ -57,15 +71,26 @@ def hold(
     dtype: torch.dtype | None,
 ) -> Tensor:
     """Give `module` its `dictionary`, a parameter if learned, else a buffer: a copy of `start`, or random unit atoms."""
+    return hold_shape(module, (n_features, n_atoms), "(n_features, n_atoms)", start, learn, device, dtype)
+
+
+def hold_shape(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    axes: str,
+    start: Tensor | None,
+    learn: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """`hold` for a dictionary of any shape, whose axes are called `axes`."""
     device = torch.device(device) if device is not None else None
     if start is None:
-        D = random_atoms(n_features, n_atoms, device, dtype)
+        D = fresh(shape, device, dtype)
     else:
         checks.floating(start, "dictionary")
-        if start.shape != (n_features, n_atoms):
-            raise ValueError(
-                f"dictionary must be ({n_features}, {n_atoms}) (n_features, n_atoms), got {tuple(start.shape)}"
-            )
+        if start.shape != shape:
+            raise ValueError(f"dictionary must be {shape} {axes}, got {tuple(start.shape)}")
         D = start.detach().clone().to(device=device, dtype=dtype)
     if learn:
         module.register_parameter("dictionary", nn.Parameter(D))
@@ -74,10 +99,15 @@ def hold(
     return D
 
 
-def redraw(D: Tensor) -> None:
-    """New Gaussian unit atoms in the place of the old ones."""
+def redraw(module: nn.Module) -> None:
+    """New Gaussian unit atoms in the place of the module's old ones, through its parametrization if it has one."""
+    D = cast(Tensor, module.dictionary)
+    new = fresh(tuple(D.shape), D.device, D.dtype)
     with torch.no_grad():
-        D.copy_(random_atoms(D.shape[0], D.shape[1], D.device, D.dtype))
+        if parametrize.is_parametrized(module, "dictionary"):
+            module.dictionary = new
+        else:
+            D.copy_(new)
 
 
 def decode(z: Tensor, D: Tensor) -> Tensor:

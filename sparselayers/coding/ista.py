@@ -13,7 +13,7 @@ from ..ops.norm import strength
 from ..prox import L1, Penalty
 from ..proxgrad import Iterates, Restart, proximal_gradient
 from ..schedules import Constant, Schedule
-from . import dictionary
+from .dictionaries import Dense, Dictionary
 
 Shrink = Callable[[Tensor, float | Tensor], Tensor]
 
@@ -95,7 +95,7 @@ def fista(
 
 def unrolled(
     x: Tensor,
-    D: Tensor,
+    D: Tensor | Dictionary,
     lam: float | Tensor,
     *,
     depth: int,
@@ -108,21 +108,28 @@ def unrolled(
     trace: bool = False,
 ) -> Iterates:
     """Both algorithms and all the checks; `lam_max` is the penalty that the homotopy starts from, `penalty` if None."""
-    dictionary.check(x, D)
+    atoms = Dense(D) if isinstance(D, Tensor) else D
+    atoms.check(x)
     start_from = lam_max or (penalty if isinstance(penalty, Penalty) else L1())
-    check_hyperparameters(lam, depth, penalty, schedule, step, restart, start_from, D.shape[1])
-    check_strength(lam, D.shape[1], start_from)
+    check_hyperparameters(lam, depth, penalty, schedule, step, restart, start_from, atoms.n_atoms)
+    check_strength(lam, atoms.n_atoms, start_from)
     shrink = penalty.prox if isinstance(penalty, Penalty) else penalty
-    step = dictionary.safe_step(D) if step is None else step
-    excess = ratio_to_lam_max(x @ D, lam, start_from, step) if schedule.from_lam_max else 1.0
+    lam = atoms.per_code(lam, x, "lam")
+    step = atoms.safe_step() if step is None else atoms.per_code(step, x, "step")
+    excess: float | Tensor = 1.0
+    if schedule.from_lam_max:
+        excess = ratio_to_lam_max(atoms.correlation(x), lam, start_from, step)
+        if atoms.positions:
+            excess = excess.amax(tuple(range(-1 - atoms.positions, -1)), keepdim=True)
     return proximal_gradient(
-        x.new_zeros(*x.shape[:-1], D.shape[1]),
-        grad=dictionary.gradient(x, D),
+        atoms.zeros(x),
+        grad=atoms.gradient(x),
         prox=lambda v, k: shrink(v, step * schedule.strength(lam, excess, k, depth)),
         step=step,
         depth=depth,
         momentum=momentum,
         restart=restart,
+        axes=1 + atoms.positions,
         trace=trace,
     )
 

@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import positive
 from ..ops import checks
 from ..prox import L1, Penalty
 from ..proxgrad import Restart
 from ..schedules import Homotopy, Schedule
 from . import dictionary as atoms
-from .ista import Shrink, check_hyperparameters, check_strength, unrolled
+from .ista import Shrink
+from .unrolled_layer import Unrolled
 
-LEARNABLE = ("dictionary", "lam", "step")
 
-
-class _Unrolled(nn.Module):
+class _Unrolled(Unrolled):
     """What ISTA and FISTA share: everything but the momentum."""
-
-    dictionary: Tensor
 
     def __init__(
         self,
@@ -42,38 +38,23 @@ class _Unrolled(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__()
         checks.count(n_features, "n_features")
         checks.count(n_atoms, "n_atoms")
-        if not isinstance(penalty, Penalty):
-            raise TypeError(f"penalty must be a Penalty such as L1(), got {penalty!r}; pass a callable as shrink=")
-        if shrink is not None and not callable(shrink):
-            raise TypeError(f"shrink must be a callable (v, t) -> v such as SigShrink(lam, tau), got {shrink!r}")
-        atoms.check_learn(learn, LEARNABLE)
-        check_hyperparameters(lam, depth, shrink or penalty, schedule, step, restart, penalty, n_atoms)
-        check_strength(lam, n_atoms, penalty)
-        self.n_features, self.n_atoms, self.depth = n_features, n_atoms, depth
-        self.penalty, self.shrink, self.schedule = penalty, shrink, schedule
-        self.momentum, self.restart, self.learn = momentum, restart, tuple(learn)
+        super().__init__(
+            n_atoms,
+            depth=depth,
+            lam=lam,
+            penalty=penalty,
+            shrink=shrink,
+            schedule=schedule,
+            step=step,
+            learn=learn,
+            momentum=momentum,
+            restart=restart,
+        )
+        self.n_features = n_features
         D = atoms.hold(self, n_features, n_atoms, dictionary, "dictionary" in learn, device, dtype)
-        positive.hold(self, "lam", lam, "lam" in learn, D)
-        if step is None and "step" in learn:
-            step = atoms.safe_step(D)
-        positive.hold(self, "step", step, "step" in learn, D)
-
-    @property
-    def lam(self) -> float | Tensor:
-        """The strength, positive also where it is learned."""
-        return positive.held(self, "lam")
-
-    @property
-    def step(self) -> float | Tensor | None:
-        """The step size; None is 1 / ‖D‖²."""
-        return positive.held(self, "step")
-
-    def reset_parameters(self) -> None:
-        """Draw new Gaussian unit atoms."""
-        atoms.redraw(self.dictionary)
+        self._hold_strengths(lam, step, D, atoms.safe_step)
 
     @overload
     def forward(self, x: Tensor, trace: Literal[False] = False) -> Tensor: ...
@@ -81,19 +62,7 @@ class _Unrolled(nn.Module):
     def forward(self, x: Tensor, trace: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
     def forward(self, x: Tensor, trace: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """x (..., n_features) -> z (..., n_atoms); with `trace` also the list of z_1 .. z_depth."""
-        found = unrolled(
-            x,
-            self.dictionary,
-            self.lam,
-            depth=self.depth,
-            penalty=self.penalty if self.shrink is None else self.shrink,
-            schedule=self.schedule,
-            step=self.step,
-            lam_max=self.penalty,
-            momentum=self.momentum,
-            restart=self.restart,
-            trace=trace,
-        )
+        found = self._unrolled(x, self.dictionary, trace)
         return (found.z, found.trace) if trace else found.z
 
     def decode(self, z: Tensor) -> Tensor:
@@ -101,10 +70,7 @@ class _Unrolled(nn.Module):
         return atoms.decode(z, self.dictionary)
 
     def extra_repr(self) -> str:
-        lam, step = positive.brief(self, "lam"), positive.brief(self, "step")
-        shown = f"{self.n_features}, {self.n_atoms}, depth={self.depth}, lam={lam}, penalty={self.penalty!r}"
-        shown += f", schedule={self.schedule!r}, step={step}, learn={self.learn!r}"
-        return shown + (f", restart={self.restart!r}" if self.momentum else "")
+        return f"{self.n_features}, {self.n_atoms}, {super().extra_repr()}"
 
 
 class ISTA(_Unrolled):
@@ -120,7 +86,7 @@ class ISTA(_Unrolled):
         shrink: a callable (v, t) -> v in the place of the prox of R; a module's own parameters are learned with the rest.
         schedule: `Homotopy()` (lam_max per sample, from the penalty) or `Constant()`.
         step: step size; None is 1 / ‖D‖², always safe. 1.0 is for incoherent dictionaries and may diverge otherwise.
-        dictionary: the initial D, copied; Gaussian unit atoms if None. Atoms keep unit norm only by a parametrization.
+        dictionary: the initial D, copied; Gaussian unit atoms if None. Atoms keep unit norm only by `unit_norm`.
         learn: which of "dictionary", "lam", "step" are parameters; lam and step are learned as logarithms.
         device, dtype: of the dictionary.
 

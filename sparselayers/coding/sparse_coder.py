@@ -87,7 +87,7 @@ class SparseCoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new Gaussian unit atoms."""
-        atoms.redraw(self.dictionary)
+        atoms.redraw(self)
 
     @overload
     def forward(self, x: Tensor, certificate: Literal[False] = False) -> Tensor: ...
