@@ -6,6 +6,8 @@ derivative in any parameter p solves (I - J) dz = dT/dp.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,27 @@ from .certificate import widest
 
 CHORD_STEPS = 4  # two for two orders of derivative, two for what the constant inverse is short of
 SLIGHT = 1e-12
+
+
+class AtFixedPoint(torch.autograd.Function):
+    """The identity on a code, with the derivative of the fixed point; all the work is done in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty) -> Tensor:
+        ctx.save_for_backward(z, x, D, lam)
+        ctx.penalty = penalty
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        z, x, D, lam = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:4]
+        with torch.enable_grad():
+            code = attach_fixed_point(z, x, D, lam, ctx.penalty)
+        chosen = [q for q, want in zip((x, D, lam), wanted, strict=True) if want]
+        again = torch.is_grad_enabled()
+        grads = iter(torch.autograd.grad(code, chosen, g, create_graph=again, allow_unused=True))
+        return None, *(next(grads) if want else None for want in wanted), None
 
 
 def attach_fixed_point(z: Tensor, x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty) -> Tensor:

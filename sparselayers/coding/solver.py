@@ -12,6 +12,7 @@ from ..prox import Penalty
 from .certificate import Weights, duality_gap, unit, weighed
 from .greedy import greedy
 from .ista import per_atom
+from .support import polished
 
 
 class Solved(NamedTuple):
@@ -51,5 +52,7 @@ def _passes(x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty, tol: float, max
     if not isinstance(kind, Weights):
         return greedy(x, D, kind, tol, max_iter)
     sample, spread = unit(x, a_row=True), unit(D, a_row=False)
-    code, iterations = greedy(x / sample, D / spread, kind.scaled(sample, spread), tol, max_iter)
+    x, D, kind = x / sample, D / spread, kind.scaled(sample, spread)
+    code, iterations = greedy(x, D, kind, tol, max_iter)
+    code = polished(x, D, code, kind)
     return code * (sample / spread), iterations
