@@ -88,6 +88,7 @@ def _operators() -> list[Check]:
         _try("prox", "soft threshold has its known answer and slope", _prox),
         _try("codes", "ISTA on an orthonormal dictionary; zeros at lam_max", _codes),
         _try("attention", "softmax as in torch; sparse rows sum to 1", _attention),
+        _try("scale-free", "attention is the same after a scale and a shift", _scale_free),
         _try("weights", "a group lasso step removes the small row only", _weights),
     ]
 
@@ -132,6 +133,12 @@ def _attention() -> bool:
     return (
         torch.allclose(ours, theirs, atol=1e-6) and torch.allclose(sums, torch.ones(6)) and bool((nearest == 0).any())
     )
+
+
+def _scale_free() -> bool:
+    query, key = torch.linspace(-2, 2, 12).view(3, 4), torch.linspace(3, -3, 20).cos().view(5, 4)
+    out, moved = (F.scale_free_attention(c * query + b, c * key + b, key, locality=0.1) for c, b in ((1, 0), (16, 4)))
+    return torch.allclose(out, moved, atol=1e-4)
 
 
 def _weights() -> bool:

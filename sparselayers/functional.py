@@ -1,5 +1,6 @@
 """Stateless functions, in the manner of torch.nn.functional."""
 
+from .attention.affine import affine_least_squares
 from .attention.dot_product import scaled_dot_product_attention
 from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
@@ -19,6 +20,7 @@ __all__ = [
     "LassoResult",
     "SimplexResult",
     "Thresholded",
+    "affine_least_squares",
     "analytic_weight",
     "entmax",
     "entmax15",

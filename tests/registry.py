@@ -151,6 +151,19 @@ def _nearest(backward: str, iterations: int) -> Callable[..., Tensor]:
     )
 
 
+def _scale_free(q: Tensor, k: Tensor, v: Tensor, locality: Tensor) -> Tensor:
+    return F.scale_free_attention(q, k, v, locality=locality, tol=0.0)
+
+
+def _affine(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
+    return F.affine_least_squares(x, atoms, ridge)
+
+
+def _affine_of_some(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
+    return F.affine_least_squares(x, atoms, ridge, mask=torch.tensor([True, True, False, True]))
+
+
+_queries = (2 * _randn(2, 2, 1, seed=5), _randn(2, 3, 1, seed=6), _randn(2, 3, 2, seed=7))
 _codes = (_x, _D, _rand(3, 1, low=0.1, high=0.3))
 OPERATORS: list[Operator] = [
     *map(_prox, PENALTIES),
@@ -202,11 +215,14 @@ OPERATORS: list[Operator] = [
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
+    Operator("affine_least_squares", _affine, (_x, _randn(8, 5, seed=6), _rand(1)), (True, False, False)),
+    Operator("affine_least_squares(mask)", _affine_of_some, (_x, _randn(3, 4, 5, seed=6), _rand(3, 1)), (True,) * 3),
     Operator("attention(softmax)", _attend("softmax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(sparsemax)", _attend("sparsemax"), (_q, _k, _val), (True, True, True)),
     Operator("attention(entmax15)", _attend("entmax15"), (_q, _k, _val), (True, True, True)),
     Operator(
         "simplex_least_squares", _nearest("implicit", 100), (2 * _q, _keys), (True, True), _nearest("implicit", 12)
     ),
+    Operator("scale_free_attention", _scale_free, (*_queries, _rand(1)), (True, True, True, False)),
     Operator("simplex_least_squares(unroll)", _nearest("unroll", 3), (2 * _q, _keys), (True, True)),
 ]

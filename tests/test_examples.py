@@ -52,3 +52,12 @@ def test_the_page_of_attention_swap_has_the_tables_of_its_full_run() -> None:
     for table in results["tables"]:
         assert f"{table['what']}.\n\n{module.markdown(table['rows'])}\n" in page
     assert all(str(results["machine"][key]) in page for key in ("cpu", "cores", "threads", "torch"))
+
+
+def test_the_page_of_dictionary_learning_has_the_figures_of_its_run() -> None:
+    results = json.loads((ROOT / "examples" / "dictionary_learning.json").read_text())
+    page = (ROOT / "docs" / "dictionaries.md").read_text()
+    assert f"| learned for {results['seconds']:g} s on one thread by |" in page
+    assert results["threads"] == 1
+    for name, row in (("averages", "averaged"), ("Adam", "adam"), ("scikit-learn, coordinate descent", "scikit_learn")):
+        assert f"| {name} | {results[row]['objective']:.3f} | {results[row]['active']:.2f} |" in page

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import sparselayers as sl
 import sparselayers.functional as F
+from sparselayers.attention import lean_scale_free
+from sparselayers.attention.weights import LOCALITY
 
 N, L, S, E, HEADS = 2, 6, 9, 8, 2
 attend = F.scale_free_attention
@@ -491,3 +493,171 @@ WRONG = [
 def test_errors_say_what_was_expected(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Call a function with blocks of `room` weights, whatever its size."""
+
+    def call(fn, room: int):
+        with monkeypatch.context() as patch:
+            patch.setattr(lean_scale_free, "WORTH", 0)
+            patch.setattr(lean_scale_free, "BLOCK", {"cpu": room, "cuda": room})
+            return fn()
+
+    return call
+
+
+def blocked_cases() -> dict[str, tuple[tuple[Tensor, ...], dict]]:
+    q, k, v = heads()
+    whole = torch.rand(N, HEADS, L, S, generator=torch.Generator().manual_seed(3)) > 0.4
+    whole[0, 1, 2] = False
+    a_head = torch.tensor([0.1, 0.5], dtype=torch.float64).view(HEADS, 1, 1)
+    a_query = 0.2 + random(N, 1, L, 1, seed=7).abs()
+    return {
+        "plain": ((q, k, v), {}),
+        "two axes": ((q[0, 0], k[0, 0], v[0, 0]), {}),
+        "causal": ((q, k, v), {"is_causal": True}),
+        "more queries than keys": ((random(N, HEADS, 12, 3), k[..., :4, :], v[..., :4, :]), {"is_causal": True}),
+        "mask": ((q, k, v), {"attn_mask": whole}),
+        "mask and causal": ((q, k, v), {"attn_mask": whole[:1, :1], "is_causal": True}),
+        "padding": ((q, k, v), {"attn_mask": whole[:, :1, :1]}),
+        "one mask": ((q, k, v), {"attn_mask": whole[0, 0]}),
+        "keys only": ((q, k, v), {"attn_mask": whole[0, 0, 0]}),
+        "floating": ((q, k, v), {"attn_mask": torch.zeros(L, S).double().masked_fill(~whole[0, 1], -torch.inf)}),
+        "shared keys": ((q, k[:1, :1], v[:, :1]), {}),
+        "grouped heads": ((random(N, 6, L, 3), k, v), {"enable_gqa": True}),
+        "a strength a head": ((q, k, v, a_head), {}),
+        "a strength a query": ((q, k, v, a_query), {"is_causal": True}),
+        "both strengths": ((q, k, v, a_head, a_query), {}),
+        "a number": ((q, k, v, torch.tensor(0.3).double()), {"ridge": 0.2}),
+        "one query": ((q[..., :1, :], k, v), {}),
+        "no query": ((q[..., :0, :], k, v), {}),
+    }
+
+
+def pulled(inputs: tuple[Tensor, ...], options: dict) -> tuple[Tensor, ...]:
+    q, k, v, *strengths = leaves(*inputs)
+    named = {"locality": 0.1} | dict(zip(("locality", "ridge"), strengths, strict=False)) | options
+    out = attend(q, k, v, tol=0.0, **named)
+    return out.detach(), *torch.autograd.grad((out * random(*out.shape, seed=5)).sum(), [q, k, v, *strengths])
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("name", blocked_cases())
+def test_blocks_agree_with_whole_weights(name: str, kernels: bool, in_blocks) -> None:
+    inputs, options = blocked_cases()[name]
+    with sl.kernels(kernels):
+        expected = pulled(inputs, options)
+        for room in (1, 20, 10**6) if kernels else (20,):
+            for got, wanted in zip(in_blocks(lambda: pulled(inputs, options), room), expected, strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_gradients_in_blocks_of_some_inputs_only(in_blocks) -> None:
+    inputs, _ = blocked_cases()["both strengths"]
+    expected = pulled(inputs, {})[1:]
+    for i, wanted in enumerate(expected):
+        chosen = [x.clone().requires_grad_(i == j) for j, x in enumerate(inputs)]
+
+        def gradient(chosen: list[Tensor] = chosen, i: int = i) -> Tensor:
+            out = attend(*chosen[:3], None, False, *chosen[3:], tol=0.0)
+            return torch.autograd.grad((out * random(*out.shape, seed=5)).sum(), chosen[i])[0]
+
+        torch.testing.assert_close(in_blocks(gradient, 20), wanted)
+
+
+def test_second_derivatives_in_blocks(in_blocks) -> None:
+    q, k, v = (x[0] for x in heads())
+    inputs = leaves(q[:, :2], k[:, :5], v[:, :5, :2], torch.tensor([[[0.2]], [[0.5]]], dtype=torch.float64))
+
+    def fn(q: Tensor, k: Tensor, v: Tensor, locality: Tensor) -> Tensor:
+        return attend(q, k, v, locality=locality, tol=0.0)
+
+    assert in_blocks(lambda: torch.autograd.gradcheck(fn, inputs), 5)
+    assert in_blocks(lambda: torch.autograd.gradgradcheck(fn, inputs, atol=1e-4), 5)
+
+
+def test_what_blocks_are_asked_for(in_blocks) -> None:
+    """Errors, NaN, dtypes, autocast and in-place changes as without blocks."""
+    q, k, v = heads()
+    for wrong in (torch.ones(3, 1, 1), torch.ones(HEADS)):
+        for call in (lambda fn, room: fn(), in_blocks):
+            with pytest.raises(ValueError, match="locality"):
+                call(lambda wrong=wrong: attend(q, k, v, locality=wrong), 20)
+    broken = q.clone()
+    broken[0, 0, 2] = torch.nan
+    out, expected = in_blocks(lambda: attend(broken, k, v, locality=0.1), 20), attend(q, k, v, locality=0.1)
+    assert out[0, 0, 2].isnan().all()
+    assert torch.equal(out.nan_to_num(7.0) == expected, (broken == q).any(-1, keepdim=True).expand_as(out))
+    parts = leaves(*(x.bfloat16() for x in (q, k, v)))
+    in_blocks(lambda: attend(*parts, locality=0.1).float().sum().backward(), 20)
+    assert in_blocks(lambda: attend(*parts, locality=0.1), 20).dtype == torch.bfloat16
+    assert all(x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in parts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        singles = in_blocks(lambda: attend(q.float(), k.float(), v.float(), locality=0.1), 20)
+    torch.testing.assert_close(singles.double(), expected, rtol=1e-4, atol=1e-4)
+    parts = leaves(q, k, v)
+    mask = torch.ones(L, S, dtype=torch.bool)
+
+    def changed() -> None:
+        out = attend(*parts, mask)
+        mask[0] = False
+        out.sum().backward()
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        in_blocks(changed, 20)
+
+
+def test_nothing_of_the_size_of_the_weights_is_saved() -> None:
+    """By default, at a size from which blocks are used."""
+    saved = []
+    q, k, v = (random(4, 1024, 2, seed=s, dtype=torch.float32).requires_grad_() for s in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        out = attend(q, k, v, locality=0.1, is_causal=True)
+    out.sum().backward()
+    assert sum(saved) <= 4 * 1024 * (3 * 2 + 2 * 3 + 1)  # inputs, supports of three, and which keys are used; not 1024
+
+
+def swapped(kind: str) -> tuple[nn.Module, dict]:
+    """Something with mapping="scale_free", and how it is called with a mask whose True = ignore."""
+    torch.manual_seed(0)
+    if kind == "MultiheadAttention":
+        module = sl.MultiheadAttention(E, HEADS, batch_first=True, dtype=torch.float64, mapping="scale_free")
+        return module, {"call": lambda q, k, mask: module(q, k, k, attn_mask=mask)[0]}
+    layer = nn.TransformerDecoderLayer(E, HEADS, 16, dropout=0.0, batch_first=True, dtype=torch.float64)
+    assert sl.swap_attention(layer, "scale_free") == 2
+    return layer, {"call": lambda q, k, mask: layer(q, k, memory_mask=mask)}
+
+
+@pytest.mark.parametrize("kind", ["MultiheadAttention", "swap_attention"])
+def test_the_mapping_drops_masked_keys(kind: str) -> None:
+    _, options = swapped(kind)
+    x, memory = random(N, L, E), random(N, S, E, seed=1)
+    drop = torch.tensor([False, True, False, False, True, False, True, False, False]).expand(L, S)
+    expected = options["call"](x, memory[:, ~drop[0]], None)
+    for mask in (drop, torch.zeros(L, S).double().masked_fill(drop, -torch.inf)):
+        exact(options["call"](x, memory, mask), expected, 1e-10)
+    with pytest.raises(TypeError, match="drops keys and cannot add scores"):
+        options["call"](x, memory, random(L, S))
+
+
+def test_the_name_in_transformers_drops_masked_keys() -> None:
+    from sparselayers.integrations.transformers import attention
+
+    q, k, v = heads()
+    drop = torch.rand(N, 1, L, S, generator=torch.Generator().manual_seed(2)) > 0.6
+    added = torch.zeros(drop.shape, dtype=torch.float64).masked_fill(drop, torch.finfo(torch.float64).min)
+    out = attend(q, k, v, ~drop, locality=LOCALITY).transpose(1, 2)
+    for mask in (~drop, added):
+        exact(attention(nn.Identity(), q, k, v, mask, scaling=0.3, mapping="scale_free")[0], out, 1e-10)
+    with pytest.raises(TypeError, match="drops keys and cannot add scores"):
+        attention(nn.Identity(), q, k, v, added + 1, mapping="scale_free")
+
+
+def test_the_locality_of_the_mapping() -> None:
+    """In modules it is that of `ScaleFreeAttention`; in the function it is 0."""
+    q, k, v = heads(near=0.3)
+    exact(sl.SparseAttention("scale_free")(q, k, v), attend(q, k, v, locality=LOCALITY))
+    exact(F.scaled_dot_product_attention(q, k, v, mapping="scale_free"), attend(q, k, v))
+    assert float(sl.ScaleFreeAttention(8, 2).log_locality.detach().exp()[0]) == pytest.approx(LOCALITY)

@@ -19,7 +19,8 @@ from ..ops.eager import is_plain_eager
 from ..ops.kernels.rows import entmax15_vjp, sparsemax_vjp
 from ..ops.kernels.supports import Support, pull_back_, read, support_of
 from ..ops.norm import upcast
-from . import masks
+from . import blocks, masks
+from .blocks import Block
 
 BLOCK = {"cpu": 2**18, "cuda": 2**26}  # weights in a block: 1 MB in float32 stays in a CPU core's cache
 WORTH = 2**22  # weights in all from which blocks are used without being asked for
@@ -56,15 +57,6 @@ class Plan(NamedTuple):
     seed: int
 
 
-class Block(NamedTuple):
-    """Some queries of some heads, and the keys before `keys`, which are all that they may see."""
-
-    number: int
-    heads: slice
-    rows: slice
-    keys: slice
-
-
 def serves(query: Tensor, n_keys: int, attn_mask: Tensor | None) -> bool:
     """Whether blocks are right and worth it: plain eager mode, many weights, and no gradient for the mask."""
     size = query.numel() // max(1, query.shape[-1]) * n_keys
@@ -97,30 +89,16 @@ def attend(
     return out.view(*leading, *out.shape[-2:]).to(query.dtype)
 
 
-def blocks(query: Tensor, key: Tensor, plan: Plan) -> list[Block]:
-    """Whole heads together where they are small, pieces of one head where it is large."""
-    (heads, length, _), n_keys = query.shape, key.shape[-2]
+def cut(query: Tensor, key: Tensor, plan: Plan) -> list[Block]:
     room = BLOCK["cpu" if query.device.type == "cpu" else "cuda"]
-    together = max(1, room // max(1, length * n_keys))
-    rows = length if together > 1 else max(1, min(length, room // max(1, n_keys)))
-    found: list[Block] = []
-    for head in range(0, heads, together):
-        for row in range(0, length, rows):
-            last = min(row + rows, length)
-            keys = min(last, n_keys) if plan.is_causal else n_keys
-            found.append(Block(len(found), slice(head, head + together), slice(row, last), slice(0, keys)))
-    return found
+    return blocks.cut(query.shape[0], query.shape[1], key.shape[-2], plan.is_causal, room)
 
 
 def _weights(query: Tensor, key: Tensor, block: Block, plan: Plan) -> tuple[Tensor, Tensor | None]:
     """The block's weights before dropout, and the factors that dropout puts on them."""
     scores = torch.baddbmm(query.new_zeros(()), query, key.mT, beta=0, alpha=plan.scale)
-    mask = None if plan.attn_mask is None else _part(plan.attn_mask, block, plan.leading)
-    allowed = None if mask is None else masks.told(mask)
-    if plan.is_causal:
-        row = torch.arange(block.rows.start, block.rows.stop, device=query.device)
-        causal = torch.arange(key.shape[-2], device=query.device) <= row.unsqueeze(-1)
-        allowed = causal if allowed is None else allowed & causal
+    mask = None if plan.attn_mask is None else blocks.part(plan.attn_mask, block, plan.leading)
+    allowed = blocks.allowed(mask, block, plan.is_causal, query.device)
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask.to(scores.dtype)
     weights = (
@@ -136,23 +114,6 @@ def _weights(query: Tensor, key: Tensor, block: Block, plan: Plan) -> tuple[Tens
     return weights, kept / (1 - plan.dropout_p) if plan.dropout_p < 1 else kept
 
 
-def _part(attn_mask: Tensor, block: Block, leading: tuple[int, ...]) -> Tensor:
-    """The block's part of a mask that broadcasts to (*leading, L, S): (heads or 1, rows or 1, keys or 1)."""
-    while attn_mask.ndim < len(leading) + 2:
-        attn_mask = attn_mask.unsqueeze(0)
-    if attn_mask.shape[-2] > 1:
-        attn_mask = attn_mask[..., block.rows, :]
-    if attn_mask.shape[-1] > 1:
-        attn_mask = attn_mask[..., block.keys]
-    if all(size == 1 for size in attn_mask.shape[:-2]):
-        return attn_mask.reshape(1, *attn_mask.shape[-2:])
-    heads = torch.arange(block.heads.start, min(block.heads.stop, math.prod(leading)), device=attn_mask.device)
-    places = torch.unravel_index(heads, leading)
-    return attn_mask[
-        tuple(at if size > 1 else torch.zeros_like(at) for at, size in zip(places, attn_mask.shape, strict=False))
-    ]
-
-
 class _Attend(torch.autograd.Function):
     # Precision is settled before: autocast must not change it for some of the products.
     @staticmethod
@@ -162,7 +123,7 @@ class _Attend(torch.autograd.Function):
         out = value.new_empty(*query.shape[:-1], value.shape[-1])
         saved: list[Tensor] = []
         ctx.listed = []
-        for block in blocks(query, key, plan):
+        for block in cut(query, key, plan):
             q, k, v = query[block.heads, block.rows], key[block.heads, block.keys], value[block.heads, block.keys]
             weights, kept = _weights(q, k, block, plan)
             found = support_of(weights) if kept is None and plan.mapping.sparse else None
@@ -188,7 +149,7 @@ class _Attend(torch.autograd.Function):
             return *_differentiable_backward(query, key, value, g, plan), None
         listed = iter(saved)
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block, is_listed in zip(blocks(query, key, plan), ctx.listed, strict=True):
+        for block, is_listed in zip(cut(query, key, plan), ctx.listed, strict=True):
             q, k, v = query[block.heads, block.rows], key[block.heads, block.keys], value[block.heads, block.keys]
             pull, pulled_key = g[block.heads, block.rows], grad_key[block.heads, block.keys]
             pulled_value = grad_value[block.heads, block.keys]
@@ -215,7 +176,7 @@ def _differentiable_backward(query: Tensor, key: Tensor, value: Tensor, g: Tenso
         inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (query, key, value)]
         query, key, value = inputs
         out = []
-        for block in blocks(query, key, plan):
+        for block in cut(query, key, plan):
             weights, kept = _weights(query[block.heads, block.rows], key[block.heads, block.keys], block, plan)
             weights = weights if kept is None else weights * kept
             out.append((weights @ value[block.heads, block.keys]).flatten(0, 1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.eager import may_branch
 from ..ops.norm import upcast
-from . import masks
+from . import lean_scale_free, masks
 from .simplex import Strength, simplex_least_squares
 
 
@@ -78,6 +78,9 @@ def explained(
         _check_only_drops(attn_mask)
     if enable_gqa:
         key, value = masks.repeat_heads(key, query.shape[-3]), masks.repeat_heads(value, query.shape[-3])
+    if not (dropout_p or need_weights) and lean_scale_free.serves(query, key.shape[-2]):
+        out = lean_scale_free.attend(query, key, value, attn_mask, is_causal, locality, ridge, tol)
+        return out.to(query.dtype), None
     allowed = masks.allowed_keys(attn_mask, is_causal, query, key)
     if allowed is not None:
         key, value = masks.drop_unused_keys(allowed, key), masks.drop_unused_keys(allowed, value)

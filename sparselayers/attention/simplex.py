@@ -149,7 +149,7 @@ def _solve(
     if served is not None:
         y, gap, steps = served
         if torch.is_grad_enabled() and any(q.requires_grad for q in leaves):
-            y = _Implicit.apply(y, x, atoms, mask, locality, ridge)
+            y = with_derivative(y, x, atoms, mask, locality, ridge)
         return SimplexResult(y, gap, steps)
     problem = LeastSquares.of(x, atoms, mask, locality, ridge)
     y, gap, steps = _search(problem, shared, tol, max_iter)
@@ -192,6 +192,13 @@ def _search(problem: LeastSquares, shared: bool, tol: float, most: int) -> tuple
         steps = steps + more
     y = torch.where(problem.usable, y, 0).to(dtype)
     return y, exact.gap(y.double()).to(dtype), steps
+
+
+def with_derivative(
+    y: Tensor, x: Tensor, atoms: Tensor, mask: Tensor | None, locality: Strength, ridge: Strength
+) -> Tensor:
+    """Optimal weights y (..., m, n) of queries x (..., m, d) and atoms (..., n, d), found before, with their derivative."""
+    return _Implicit.apply(y, x, atoms, mask, locality, ridge)
 
 
 class _Implicit(torch.autograd.Function):

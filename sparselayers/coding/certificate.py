@@ -56,12 +56,17 @@ class Weights:
         # What is not a number stays so; rounding may leave a little less than nothing.
         return torch.where(gap <= 0, 0, gap / (0.5 * x.square().sum(-1, keepdim=True)))
 
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same in another precision."""
+        return Weights(self.a.to(dtype), None if self.b is None else self.b.to(dtype), self.nonnegative)
+
     def take(self, rows: Tensor) -> Weights:
         """Those of some samples."""
         return Weights(_take(self.a, rows), None if self.b is None else _take(self.b, rows), self.nonnegative)
 
     def scaled(self, sample: Tensor, dictionary: Tensor) -> Weights:
         """Those of the same codes, times dictionary / sample, when x is divided by `sample` and D by `dictionary`."""
+        sample, dictionary = sample.to(self.a.dtype), dictionary.to(self.a.dtype)
         b = None if self.b is None else self.b / dictionary / dictionary
         return Weights(self.a / sample / dictionary, b, self.nonnegative)
 
@@ -83,13 +88,17 @@ class Strong:
         distance, longest = norm(moved - z), torch.maximum(norm(z), norm(moved))
         return torch.where(distance == 0, 0, distance / torch.where(longest == 0, 1, longest))
 
+    def to(self, dtype: torch.dtype) -> Strong:
+        """The same in another precision."""
+        return Strong(self.penalty, self.lam.to(dtype), self.step.to(dtype))
+
     def take(self, rows: Tensor) -> Strong:
         """Those of some samples."""
         return Strong(self.penalty, _take(self.lam, rows), self.step)
 
 
 def weighed(penalty: Penalty, lam: Tensor, D: Tensor) -> Weights | Strong:
-    """lam times the penalty, by weights where it has a duality gap."""
+    """lam times the penalty, by weights where it has a duality gap; in the dtype of lam."""
     if isinstance(penalty, L1 | NonnegativeL1):
         return Weights(lam, None, isinstance(penalty, NonnegativeL1))
     if isinstance(penalty, ElasticNet):
@@ -100,7 +109,8 @@ def weighed(penalty: Penalty, lam: Tensor, D: Tensor) -> Weights | Strong:
 def unit(v: Tensor, *, a_row: bool) -> Tensor:
     """A power of two about the size of the largest entry, (..., 1) a row or () of everything; 1 where all are 0."""
     largest = v.abs().amax(-1, keepdim=True) if a_row else v.abs().amax()
-    return torch.where(largest == 0, 1, largest.clamp_min(torch.finfo(v.dtype).tiny).log2().floor().exp2())
+    mantissa = largest.frexp().mantissa
+    return torch.where(largest == 0, 1, largest / torch.where(largest == 0, 1, 2 * mantissa))
 
 
 def duality_gap(x: Tensor, D: Tensor, z: Tensor, lam: float | Tensor, penalty: Penalty) -> Tensor:
@@ -118,10 +128,9 @@ def duality_gap(x: Tensor, D: Tensor, z: Tensor, lam: float | Tensor, penalty: P
 
     Source: Kim, Koh, Lustig, Boyd and Gorinevsky 2007, section III (the scaled residual as a dual point).
     """
-    x, D, z = (upcast(q.detach()) for q in (x, D, z))
-    shown = D.dtype
+    shown = upcast(D).dtype
+    x, D, z = (widest(q.detach()) for q in (x, D, z))
     kind = weighed(penalty, strength(lam.detach() if isinstance(lam, Tensor) else lam, D), D)
-    x, D, z = widest(x), widest(D), widest(z)
     if isinstance(kind, Weights):
         scale, spread = unit(x, a_row=True), unit(D, a_row=False)
         x, D, z, kind = x / scale, D / spread, z / scale * spread, kind.scaled(scale, spread)
@@ -130,7 +139,7 @@ def duality_gap(x: Tensor, D: Tensor, z: Tensor, lam: float | Tensor, penalty: P
 
 def widest(q: Tensor) -> Tensor:
     """In float64, where the device has it."""
-    return q if q.device.type == "mps" else q.double()
+    return upcast(q) if q.device.type == "mps" else q.double()
 
 
 def _take(lam: Tensor, rows: Tensor) -> Tensor:

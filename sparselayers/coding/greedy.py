@@ -25,6 +25,7 @@ def greedy(x: Tensor, D: Tensor, penalty: Weights | Strong, tol: float, max_iter
     Source: Liang, Luo and Schonlieb, SIAM J. Sci. Comput. 2022, algorithm 4.2 (momentum 1, step 1.3 / L, safeguard 0.96).
     """
     safe = dictionary.safe_step(D)
+    shrink = penalty.to(x.dtype)
     code = x.new_zeros(x.shape[0], D.shape[1])
     signals, atoms = widest(x), widest(D)
     frozen = ~(penalty.gap(signals, atoms, widest(code)) > tol)
@@ -33,13 +34,14 @@ def greedy(x: Tensor, D: Tensor, penalty: Weights | Strong, tol: float, max_iter
     live = (~frozen).squeeze(-1).nonzero().squeeze(-1) if look else None
     z = code
     if live is not None:
-        x, signals, z, penalty = x[live], signals[live], z[live], penalty.take(live)
+        x, signals, z = x[live], signals[live], z[live]
+        penalty, shrink = penalty.take(live), shrink.take(live)
     y, step, first = z, (BOLD * safe).expand(z.shape[0], 1), z.new_zeros(z.shape[0], 1)
     gradient = dictionary.gradient(x, D)
     for k in range(1, max_iter + 1):
         if live is not None and not live.numel():
             break
-        new = penalty.prox(y - step * gradient(y), step)
+        new = shrink.prox(y - step * gradient(y), step)
         move = new - z
         uphill = ((y - new) * move).sum(-1, keepdim=True) >= 0
         length = move.square().sum(-1, keepdim=True)
@@ -60,5 +62,5 @@ def greedy(x: Tensor, D: Tensor, penalty: Weights | Strong, tol: float, max_iter
         if leave.any():
             stay = (~leave).nonzero().squeeze(-1)
             live, x, signals, y, z, step, first = (q[stay] for q in (live, x, signals, y, z, step, first))
-            penalty, gradient = penalty.take(stay), dictionary.gradient(x, D)
+            penalty, shrink, gradient = penalty.take(stay), shrink.take(stay), dictionary.gradient(x, D)
     return code, taken

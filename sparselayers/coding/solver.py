@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.kernels.lasso import lasso_codes
 from ..ops.norm import strength, upcast
 from ..prox import Penalty
-from .certificate import Weights, duality_gap, unit, weighed
+from .certificate import Weights, duality_gap, unit, weighed, widest
 from .greedy import greedy
 from .ista import per_atom
 from .support import polished
@@ -36,23 +37,30 @@ def solve(x: Tensor, D: Tensor, lam: float | Tensor, penalty: Penalty, *, tol: f
     """
     batch, dtype = x.shape[:-1], x.dtype
     rows, D = upcast(x.detach()).reshape(-1, x.shape[-1]), upcast(D.detach())
-    lam = strength(lam.detach() if isinstance(lam, Tensor) else lam, D)
+    lam = strength(lam.detach() if isinstance(lam, Tensor) else lam, widest(D[:1]))
     if lam.ndim > (1 if per_atom(lam) else 0):
         lam = lam.expand(*batch, lam.shape[-1]).reshape(-1, lam.shape[-1])
-    code, iterations = _passes(rows, D, lam, penalty, tol, max_iter)
-    code = code.to(dtype)
-    gap = duality_gap(rows, D, code, lam, penalty)
-    code = torch.where(gap.isnan().unsqueeze(-1), torch.nan, code)
+    code, gap, iterations = _certified(rows, D, lam, penalty, tol, max_iter)
+    if dtype != D.dtype or gap is None:
+        code = code.to(dtype)
+        gap = duality_gap(rows, D, code, lam, penalty)
+        code = torch.where(gap.isnan().unsqueeze(-1), torch.nan, code)
     return Solved(code.view(*batch, D.shape[1]), gap.view(batch), iterations.view(batch))
 
 
-def _passes(x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
-    """Codes and passes, in units in which x and D are of size 1 where the penalty has such units."""
+def _certified(
+    x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty, tol: float, max_iter: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Codes, gaps where they are known, and passes; in units in which x and D are of size 1, if the penalty has such."""
     kind = weighed(penalty, lam, D)
     if not isinstance(kind, Weights):
-        return greedy(x, D, kind, tol, max_iter)
+        code, iterations = greedy(x, D, kind, tol, max_iter)
+        return code, None, iterations
     sample, spread = unit(x, a_row=True), unit(D, a_row=False)
-    x, D, kind = x / sample, D / spread, kind.scaled(sample, spread)
+    x, D, kind, scale = x / sample, D / spread, kind.scaled(sample, spread), sample / spread
+    fused = lasso_codes(x, D, kind.a, kind.b, kind.nonnegative, scale, tol, max_iter)
+    if fused is not None:
+        return fused
     code, iterations = greedy(x, D, kind, tol, max_iter)
     code = polished(x, D, code, kind)
-    return code * (sample / spread), iterations
+    return code * scale, None, iterations

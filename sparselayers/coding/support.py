@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.eager import may_branch
+from ..ops.eager import may_wait
 from .certificate import Weights, widest
 
 SLIGHT = 1e-9  # of the mean squared size of a support's atoms: far below what counts, far above rounding
@@ -22,7 +22,7 @@ class Inverse:
 
     def __init__(self, z: Tensor, D: Tensor, b: Tensor | None) -> None:
         member = z.abs() > 0  # not of a code that is NaN
-        if may_branch(z):
+        if may_wait(z):
             room = max(1, int(member.sum(-1).max())) if z.numel() else 1
         else:
             room = min(D.shape) if b is None else D.shape[1]
@@ -52,7 +52,7 @@ class Inverse:
 def inverted(g: Tensor, z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
     """H^{-1} g on the support of each code, 0 elsewhere; a few samples at a time where that can be."""
     batch, (n_features, n_atoms) = z.shape[:-1], D.shape
-    if not may_branch(g):
+    if not may_wait(g):
         return _refined(g, z, D, b)
     g, z = g.reshape(-1, n_atoms), z.reshape(-1, n_atoms)
     rows = None if b is None else b.expand(*batch, n_atoms).reshape(-1, n_atoms)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops import checks
 from ..ops.norm import norm
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class UnitNorm(nn.Module):
@@ -58,7 +62,7 @@ class UnitNorm(nn.Module):
         return f"dim={self.dim}"
 
 
-def unit_norm(module: nn.Module, name: str = "dictionary", dim: int | None = None) -> nn.Module:
+def unit_norm(module: Module, name: str = "dictionary", dim: int | None = None) -> Module:
     r"""Keep the atoms of a layer at unit norm while it trains, by a parametrization of its dictionary.
 
     module.dictionary  =  atom / ‖atom‖_2, atom by atom.
@@ -91,4 +95,5 @@ def unit_norm(module: nn.Module, name: str = "dictionary", dim: int | None = Non
         raise ValueError(f"{type(module).__name__} has no parameter or buffer {name!r}; give its name")
     if dim is None:
         dim = -1 if getattr(module, name).ndim == 2 else 0
-    return parametrize.register_parametrization(module, name, UnitNorm(dim))
+    parametrize.register_parametrization(module, name, UnitNorm(dim))
+    return module

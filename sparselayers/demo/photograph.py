@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 import sparselayers as sl
 import sparselayers.functional as F
@@ -141,17 +140,9 @@ def centred(x: Tensor) -> tuple[Tensor, Tensor]:
     return x - mean, mean
 
 
-class UnitNorm(nn.Module):
-    """Keeps the atoms on the unit sphere while their dictionary is learned."""
-
-    def forward(self, D: Tensor) -> Tensor:
-        return D / torch.linalg.vector_norm(D, dim=0)
-
-
 def learn_dictionary(training: Tensor, n_steps: int, lam: float = 0.1) -> Tensor:
     """A dictionary (64, 256) that makes the Lasso objective small, by gradients through ten steps of FISTA."""
-    layer = sl.FISTA(SIDE**2, N_ATOMS, depth=10, lam=lam, schedule=sl.Constant(), learn=("dictionary",))
-    parametrize.register_parametrization(layer, "dictionary", UnitNorm())
+    layer = sl.unit_norm(sl.FISTA(SIDE**2, N_ATOMS, depth=10, lam=lam, schedule=sl.Constant()))
     optimizer = torch.optim.Adam(layer.parameters(), lr=2e-2)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in progress(n_steps, "learning a dictionary"):
