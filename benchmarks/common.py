@@ -28,8 +28,11 @@ class Times(NamedTuple):
     median: float
 
 
-def arguments(script: str, description: str) -> argparse.Namespace:
-    """The options every benchmark has; sets the number of threads and keeps freed memory in the process."""
+def arguments(script: str, description: str, data: str | None = None) -> argparse.Namespace:
+    """The options every benchmark has, and --data where a folder of `data` may be given.
+
+    Sets the number of threads and keeps freed memory in the process.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
@@ -38,6 +41,8 @@ def arguments(script: str, description: str) -> argparse.Namespace:
         "--quick", action="store_true", help="small sizes and few calls: a test of the script, no result"
     )
     parser.add_argument("--out", type=Path, help="JSON file; beside the script by default, nowhere with --quick")
+    if data is not None:
+        parser.add_argument("--data", type=Path, help=f"folder with {data}; without it that table is left out")
     options = parser.parse_args()
     if options.repeats is None:
         options.repeats = 2 if options.quick else 30

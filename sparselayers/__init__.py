@@ -7,7 +7,9 @@ from .attention.sparse_attention import SparseAttention
 from .attention.swap import restore_attention, swap_attention
 from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
+from .coding.lista import LISTA
 from .coding.sparse_coder import SparseCoder
+from .coding.support_selection import SupportSelection
 from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
 from .mappings.loss_modules import Entmax15Loss, SparsemaxLoss
@@ -43,6 +45,7 @@ __all__ = [
     "ISTA",
     "L0",
     "L1",
+    "LISTA",
     "Box",
     "Constant",
     "ConvFISTA",
@@ -74,6 +77,7 @@ __all__ = [
     "Sparsemax",
     "SparsemaxLoss",
     "SparsityReport",
+    "SupportSelection",
     "UnitNorm",
     "functional",
     "kernels",

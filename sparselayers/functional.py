@@ -6,6 +6,7 @@ from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
 from .coding.ista import fista, ista
 from .coding.lasso import LassoResult, lasso
+from .coding.rate import analytic_rate
 from .coding.ridge import ridge
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
@@ -20,6 +21,7 @@ __all__ = [
     "LassoResult",
     "SimplexResult",
     "Thresholded",
+    "analytic_rate",
     "affine_least_squares",
     "analytic_weight",
     "entmax",

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .ops import checks
+
 
 class Schedule(Protocol):
     """What the layers ask of a schedule."""
@@ -34,12 +36,17 @@ class Constant:
         return lam
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Homotopy:
     r"""lam_k = lam_max (lam / lam_max)^(k / depth), k = 1..depth, with lam_max PER SAMPLE.
 
-    lam_max = max(penalty.lam_max(D^T x, step), lam). The last step uses lam itself. For L1 and the norms it makes a layer
+    lam_max = max(start penalty.lam_max(D^T x, step), lam). The last step uses lam itself. For L1 and the norms it makes a layer
     scale-equivariant: code(c x) at lam = rho lam_max is c code(x). Gradients flow through lam_max.
+
+    Args:
+        start: in (0, 1], the part of lam_max to start from. At a small depth 0.5 leaves more steps near lam.
+
+    Raises: ValueError for a `start` outside.
 
     Source: Zarka, Thiry, Angles and Mallat, ICLR 2020, eq. 9, there with one lam_max for the batch.
 
@@ -52,7 +59,18 @@ class Homotopy:
     [0.316, 0.1]
     """
 
+    start: float = 1.0
+
     from_lam_max = True
 
+    def __post_init__(self) -> None:
+        checks.number(self.start, "start", low=0.0, high=1.0, open_low=True)
+
+    def __repr__(self) -> str:
+        return "Homotopy()" if self.start == 1 else f"Homotopy(start={self.start!r})"
+
     def strength(self, lam: float | Tensor, excess: float | Tensor, k: int, depth: int) -> float | Tensor:
+        if self.start != 1:
+            excess = self.start * excess
+            excess = excess.clamp_min(1) if isinstance(excess, Tensor) else max(excess, 1.0)
         return lam * excess ** (1 - k / depth)

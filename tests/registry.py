@@ -135,6 +135,10 @@ def _coded(code: Callable[..., Tensor], **options: object) -> Callable[..., Tens
     return lambda x, D, lam: code(x, D, lam, depth=3, **options)
 
 
+def _lista(variant: str, **options: object) -> Callable[..., Tensor]:
+    return sl.LISTA(5, 8, depth=3, dictionary=_D, variant=variant, learn=(), dtype=_D.dtype, **options)
+
+
 def _conv_coded(x: Tensor, weight: Tensor, lam: Tensor) -> Tensor:
     D = Conv(weight, stride=(2,), padding=(1,), size=tuple(x.shape[-1:]))
     options = {"depth": 3, "penalty": sl.L1(), "schedule": sl.Homotopy(), "step": None}
@@ -217,6 +221,10 @@ OPERATORS: list[Operator] = [
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
+    Operator("LISTA(lista)", _lista("lista"), (_x,), (True,)),
+    Operator("LISTA(cp)", _lista("cp", schedule=sl.Constant()), (_x,), (True,)),
+    Operator("LISTA(alista)", _lista("alista", support=sl.SupportSelection(20, 50), step=0.5), (_x,), (True,)),
+    Operator("LISTA(hyper)", _lista("hyper", step=0.5), (_x,), (True,)),
     Operator(
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),

@@ -154,14 +154,15 @@ def test_gradcheck_of_the_function(near: float, ridge: float) -> None:
     def fn(q: Tensor, k: Tensor, v: Tensor, locality: Tensor) -> Tensor:
         return attend(q, k, v, locality=locality, ridge=ridge, tol=0.0)
 
-    inputs = leaves(q[:, :3], k, v[..., :2], strengths)
+    inputs = leaves(q[:, :2], k[:, :6], v[:, :6, :2], strengths)
     assert torch.autograd.gradcheck(fn, inputs)
     assert torch.autograd.gradgradcheck(fn, inputs, atol=1e-4)
 
 
 def test_gradcheck_of_the_layer() -> None:
-    layer = built(num_kv_heads=1, v_head_dim=2)
-    x, memory = random(1, 3, E), random(1, 5, E, seed=1)
+    torch.manual_seed(0)
+    layer = sl.ScaleFreeAttention(4, 2, num_kv_heads=1, v_head_dim=1, dtype=torch.float64, batch_first=True, tol=0.0)
+    x, memory = random(1, 2, 4), random(1, 4, 4, seed=1)
     names = [name for name, _ in layer.named_parameters()]
     values = leaves(*layer.state_dict().values())
 
@@ -252,7 +253,7 @@ def test_a_cached_layer_is_the_uncached_one() -> None:
     for i in range(L):
         exact(layer(x[:, i : i + 1], x[:, : i + 1], x[:, : i + 1])[0], whole[:, i : i + 1])
         q = split(layer.q_proj(x[:, i : i + 1]), HEADS)
-        locality = layer.log_locality.exp().view(-1, 1, 1)
+        locality = layer.locality.view(-1, 1, 1)
         read = attend(q, k[..., : i + 1, :], v[..., : i + 1, :], locality=locality, tol=0.0, enable_gqa=True)
         exact(layer.out_proj(read.transpose(1, 2).flatten(2)), whole[:, i : i + 1])
 
@@ -350,7 +351,8 @@ def test_locality_is_learned_a_head_and_stays_positive() -> None:
     layer(x, x, x)[0].square().sum().backward()
     assert (layer.log_locality.grad != 0).all()
     optimizer.step()
-    assert (layer.log_locality.exp() >= 0).all()
+    assert layer.locality.shape == (HEADS,)
+    assert (layer.locality >= 0).all()
 
 
 def test_fixed_localities() -> None:
@@ -358,6 +360,7 @@ def test_fixed_localities() -> None:
     plain = built(locality=0.3, learn_locality=False)
     learned = built(locality=0.3)
     assert "log_locality" not in plain.state_dict()
+    assert plain.locality == 0.3
     exact(plain(x, x, x)[0], learned(x, x, x)[0])
     each = built(locality=torch.tensor([0.3, 0.3], dtype=torch.float64), learn_locality=False)
     assert each.state_dict()["fixed_locality"].shape == (HEADS,)
@@ -406,6 +409,17 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=50 * torch.finfo(dtype).eps)
     out.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == dtype and p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_autocast_takes_no_bits(kernels: bool) -> None:
+    q, k, v = leaves(*(x.float() for x in heads()))
+    expected = torch.autograd.grad(attend(q, k, v, locality=0.1).square().sum(), (q, k, v))
+    with sl.kernels(kernels), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attend(q, k, v, locality=0.1)
+        assert built(dtype=torch.float32)(*[random(N, L, E).float()] * 3)[0].dtype == torch.bfloat16
+    for got, wanted in zip(torch.autograd.grad(out.square().sum(), (q, k, v)), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_nan_spoils_its_own_row_alone() -> None:

@@ -59,6 +59,9 @@ def scale_free_attention(
     return explained(query, key, value, attn_mask, 0.0, is_causal, locality, ridge, tol, enable_gqa, False)[0]
 
 
+# Precision is settled here: autocast must not take bits from some of the products.
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def explained(
     query: Tensor,
     key: Tensor,

@@ -127,6 +127,11 @@ class ScaleFreeAttention(nn.Module):
         positive.hold(self, "locality", locality, learn_locality, like=weight)
         self.reset_parameters()
 
+    @property
+    def locality(self) -> float | Tensor:
+        """The strength of each head (num_heads,), or a fixed number."""
+        return positive.held(self, "locality")
+
     def reset_parameters(self) -> None:
         """New projections; the locality stays."""
         # Of one spread whatever the widths: distances compare queries with keys.
@@ -158,7 +163,7 @@ class ScaleFreeAttention(nn.Module):
         v = self.v_proj(value).unflatten(-1, (self.num_kv_heads, self.v_head_dim)).transpose(1, 2)
         if mask is not None and mask.dtype != torch.bool:
             mask = masks.in_dtype(mask, q.dtype)
-        locality = positive.held(self, "locality")
+        locality = self.locality
         if isinstance(locality, Tensor):
             locality = upcast(locality).view(-1, 1, 1)
         dropout = self.dropout if self.training else 0.0

@@ -143,4 +143,4 @@ def widest(q: Tensor) -> Tensor:
 
 
 def _take(lam: Tensor, rows: Tensor) -> Tensor:
-    return lam[rows] if lam.ndim > 1 else lam
+    return lam[rows] if lam.ndim > 1 and lam.shape[0] > 1 else lam

@@ -14,6 +14,7 @@ from ..proxgrad import Restart
 from ..schedules import Homotopy, Schedule
 from . import dictionary as atoms
 from .ista import Shrink
+from .objective import objective
 from .unrolled_layer import Unrolled
 
 
@@ -68,6 +69,10 @@ class _Unrolled(Unrolled):
     def decode(self, z: Tensor) -> Tensor:
         """The signal of a code: z (..., n_atoms) -> D z (..., n_features)."""
         return atoms.decode(z, self.dictionary)
+
+    def objective(self, x: Tensor) -> Tensor:
+        """1/2 ‖x - D z_k‖² + lam R(z_k) after each step, per sample: x (..., n_features) -> (depth, ...)."""
+        return objective(x, self.dictionary, torch.stack(self(x, trace=True)[1]), self.lam, self.penalty)
 
     def extra_repr(self) -> str:
         return f"{self.n_features}, {self.n_atoms}, {super().extra_repr()}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.eager import may_wait
-from .certificate import Weights, widest
+from .certificate import widest
 
 SLIGHT = 1e-9  # of the mean squared size of a support's atoms: far below what counts, far above rounding
 REFINEMENTS = 2  # each reduces what `Inverse` is short of by the same factor again
@@ -72,16 +72,3 @@ def _refined(g: Tensor, z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
         image = (v @ D.mT) @ D
         v = v + inverse(g - (image if b is None else image + b * v))
     return v
-
-
-def polished(x: Tensor, D: Tensor, z: Tensor, kind: Weights) -> Tensor:
-    """The optimum on the support of z and with its signs, sample by sample, where the certificate improves; else z."""
-    dtype, x, D, start = z.dtype, widest(x), widest(D), widest(z)
-    kind = Weights(widest(kind.a), None if kind.b is None else widest(kind.b), kind.nonnegative)
-    wrong = (start @ D.mT - x) @ D + kind.a * start.sign()
-    better = start - inverted(wrong if kind.b is None else wrong + kind.b * start, start, D, kind.b)
-    better = torch.where(better.sign() == start.sign(), better, 0)
-    # A gap of a few roundings is 0: it sees the error of a code squared, and no longer says which one is better.
-    rounding = 16 * torch.finfo(x.dtype).eps
-    gains = kind.gap(x, D, better) <= kind.gap(x, D, start).clamp_min(rounding)
-    return torch.where(gains, better, start).to(dtype)

@@ -92,6 +92,15 @@ def analytic_weight(D: Tensor) -> Tensor:
     checks.floating(D, "D")
     if D.ndim != 2:
         raise ValueError(f"D must be a matrix (n_features, n_atoms), got shape {tuple(D.shape)}")
-    wide = upcast(D)
-    dual = torch.linalg.pinv(wide @ wide.mT, hermitian=True) @ wide
-    return (dual / (wide * dual).sum(0)).to(D.dtype)
+    dual = _dual(D)
+    return (dual / (upcast(D) * dual).sum(0)).to(D.dtype)
+
+
+def leverage(D: Tensor) -> Tensor:
+    """d_i^T (D D^T)^+ d_i of each atom, (n_atoms,): with the analytic weight W, D^+ r = leverage * W^T r."""
+    return (upcast(D) * _dual(D)).sum(0).to(D.dtype)
+
+
+def _dual(D: Tensor) -> Tensor:
+    """(D D^T)^+ D = (D^+)^T, in at least 32 bits."""
+    return torch.linalg.pinv(upcast(D)).mT
