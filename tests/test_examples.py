@@ -63,7 +63,7 @@ def test_the_page_of_scale_free_attention_has_the_tables_of_its_run() -> None:
     spec.loader.exec_module(module)
     results = json.loads(script.with_suffix(".json").read_text())
     page = (ROOT / "docs" / "scale-free-experiment.md").read_text()
-    for task in ("digits",):
+    for task in ("digits", "mnist"):
         assert f"{results[task]['schedule']}.\n\n{module.markdown(results[task]['runs'])}\n" in page
     assert f"torch {results['machine']['torch']}" in page
 
