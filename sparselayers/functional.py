@@ -12,6 +12,7 @@ from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
 from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
 from .mappings.simplex import entmax15, sparsemax
+from .ops.cges import cges_linearized_step, cges_mu
 from .ops.project import exclusive_threshold, project_l1_ball, project_simplex
 from .ops.rows import Thresholded
 from .ops.shrink import group_soft_threshold, hard_threshold, sigshrink, soft_threshold, ssbs
@@ -24,6 +25,8 @@ __all__ = [
     "analytic_rate",
     "affine_least_squares",
     "analytic_weight",
+    "cges_linearized_step",
+    "cges_mu",
     "entmax",
     "entmax15",
     "entmax15_loss",
