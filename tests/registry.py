@@ -248,6 +248,7 @@ OPERATORS: list[Operator] = [
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
+    Operator("subgradient_descent", _coded(F.subgradient_descent), _codes, (True, False, True)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
     Operator("affine_least_squares", _affine, (_x, _randn(8, 5, seed=6), _rand(1)), (True, False, False)),
