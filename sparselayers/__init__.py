@@ -8,6 +8,7 @@ from .attention.swap import restore_attention, swap_attention
 from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
 from .coding.lista import LISTA
+from .coding.sparse_coder import SparseCoder
 from .coding.support_selection import SupportSelection
 from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
@@ -93,6 +94,7 @@ __all__ = [
     "Simplex",
     "SoftThreshold",
     "SparseAttention",
+    "SparseCoder",
     "SparseGroup",
     "Sparsemax",
     "SparsemaxLoss",

@@ -5,6 +5,7 @@ from .attention.dot_product import scaled_dot_product_attention
 from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
 from .coding.ista import fista, ista
+from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
 from .coding.subgradient import subgradient_descent
@@ -19,6 +20,7 @@ from .ops.shrink import group_soft_threshold, hard_threshold, sigshrink, soft_th
 from .ops.spectral import analytic_weight
 
 __all__ = [
+    "LassoResult",
     "SimplexResult",
     "Thresholded",
     "analytic_rate",
@@ -35,6 +37,7 @@ __all__ = [
     "group_soft_threshold",
     "hard_threshold",
     "ista",
+    "lasso",
     "project_budget",
     "project_l1_ball",
     "project_simplex",
