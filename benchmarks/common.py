@@ -28,9 +28,14 @@ class Times(NamedTuple):
     median: float
 
 
-def arguments(script: str, description: str) -> argparse.Namespace:
-    """The options every benchmark has; sets the number of threads and keeps freed memory in the process."""
+def arguments(script: str, description: str, data: bool = False) -> argparse.Namespace:
+    """The options every benchmark has; sets the number of threads and keeps freed memory in the process.
+
+    With `data` a folder of public test data must be given, but for a quick run.
+    """
     parser = argparse.ArgumentParser(description=description)
+    if data:
+        parser.add_argument("--data", type=Path, help="folder with the public test data, see benchmarks/README.md")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     parser.add_argument("--repeats", type=int, help="timed calls of each contestant")
@@ -39,6 +44,8 @@ def arguments(script: str, description: str) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="JSON file; beside the script by default, nowhere with --quick")
     options = parser.parse_args()
+    if data and options.data is None and not options.quick:
+        parser.error("give the folder of the test data: --data DIR")
     if options.repeats is None:
         options.repeats = 2 if options.quick else 30
     if options.out is None and not options.quick:
@@ -143,6 +150,7 @@ def _cpu_model() -> str:
 def write(script: str, title: str, options: argparse.Namespace, where: Row, tables: list[Row]) -> None:
     """Print the tables, each {"what": sentence, "rows": [row, ...]}, and write them as JSON if a file is wanted."""
     device = "" if options.device == "cpu" else f" --device {options.device}"
+    device += " --data DIR" if getattr(options, "data", None) else ""
     results = {
         "title": title,
         "command": f"python benchmarks/{Path(script).name}{device}",
