@@ -28,14 +28,12 @@ class Times(NamedTuple):
     median: float
 
 
-def arguments(script: str, description: str, data: bool = False) -> argparse.Namespace:
-    """The options every benchmark has; sets the number of threads and keeps freed memory in the process.
+def arguments(script: str, description: str, data: str | None = None) -> argparse.Namespace:
+    """The options every benchmark has, and --data where a folder of `data` may be given.
 
-    With `data` a folder of public test data must be given, but for a quick run.
+    Sets the number of threads and keeps freed memory in the process.
     """
     parser = argparse.ArgumentParser(description=description)
-    if data:
-        parser.add_argument("--data", type=Path, help="folder with the public test data, see benchmarks/README.md")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     parser.add_argument("--repeats", type=int, help="timed calls of each contestant")
@@ -43,9 +41,9 @@ def arguments(script: str, description: str, data: bool = False) -> argparse.Nam
         "--quick", action="store_true", help="small sizes and few calls: a test of the script, no result"
     )
     parser.add_argument("--out", type=Path, help="JSON file; beside the script by default, nowhere with --quick")
+    if data is not None:
+        parser.add_argument("--data", type=Path, help=f"folder with {data}; without it that table is left out")
     options = parser.parse_args()
-    if data and options.data is None and not options.quick:
-        parser.error("give the folder of the test data: --data DIR")
     if options.repeats is None:
         options.repeats = 2 if options.quick else 30
     if options.out is None and not options.quick:

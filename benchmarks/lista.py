@@ -196,14 +196,14 @@ def random(n_features: int, n_atoms: int, n_active: int, n_test: int, goals: dic
 
 
 def main() -> None:
-    options = arguments(__file__, __doc__, data=True)
+    options = arguments(__file__, __doc__, data="the matrices and signals of ALISTA and HyperLISTA")
     options.repeats = 1  # errors, no times
     where = machine(options.device)
     if options.quick:
         problems = [random(20, 40, 2, 50, {"alista, trained": -42.0})]
     else:
         problems = [
-            *public(options),
+            *(public(options) if options.data else []),
             random(250, 500, 50, 1000, {"alista, trained": -42.0}),
             random(250, 1000, 50, 1000, {"alista, trained": -39.0}),
         ]

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from sparselayers.demo.common import report
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-# One idea fits in a hundred lines. Not so two tasks, a model from its parts and the pictures of docs/attention-swap.md.
-LINES = {"attention_swap": 300}
+# One idea fits in a hundred lines. Not so two tasks, a model from its parts and the pictures of a page of docs/.
+LINES = {"attention_swap": 300, "scale_free_attention": 160}
 
 
 def test_there_are_examples() -> None:
@@ -52,6 +54,35 @@ def test_the_page_of_attention_swap_has_the_tables_of_its_full_run() -> None:
     for table in results["tables"]:
         assert f"{table['what']}.\n\n{module.markdown(table['rows'])}\n" in page
     assert all(str(results["machine"][key]) in page for key in ("cpu", "cores", "threads", "torch"))
+
+
+def test_the_page_of_scale_free_attention_has_the_tables_of_its_run() -> None:
+    script = ROOT / "examples" / "scale_free_attention.py"
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    results = json.loads(script.with_suffix(".json").read_text())
+    page = (ROOT / "docs" / "scale-free-experiment.md").read_text()
+    for task in ("digits", "mnist"):
+        assert f"{results[task]['schedule']}.\n\n{module.markdown(results[task]['runs'])}\n" in page
+    assert f"torch {results['machine']['torch']}" in page
+
+
+@pytest.mark.parametrize("name", ["crate_block", "sae_encoder", "scattering_classifier"])
+def test_the_page_of_blocks_has_the_tables_of_the_runs(name: str) -> None:
+    results = json.loads((ROOT / "examples" / f"{name}.json").read_text())
+    assert report(results["title"], results["runs"]) in (ROOT / "docs" / "blocks.md").read_text()
+
+
+def test_a_report_has_means_over_the_seeds_and_keeps_the_runs(tmp_path: Path) -> None:
+    runs = [
+        {"name": name, "seed": seed, "share": share, "size": 1000}
+        for name, seed, share in (("a", 0, 0.1), ("a", 1, 0.3))
+    ]
+    text = report("Two runs", runs, tmp_path / "runs.json")
+    assert text.splitlines()[0] == "Two runs"
+    assert text.splitlines()[-2].split() == ["a", "0.200", "1000"]
+    assert json.loads((tmp_path / "runs.json").read_text())["runs"] == runs
 
 
 def test_the_page_of_dictionary_learning_has_the_figures_of_its_run() -> None:

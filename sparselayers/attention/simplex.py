@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.eager import is_plain_eager, may_branch
-from ..ops.kernels.nearest import nearest_points, pulled_weights
+from ..ops.kernels.nearest import nearest_points, pulled_gradients
 from ..ops.norm import upcast
 from ..ops.project import project_simplex
 from ..proxgrad import proximal_gradient
 from .active_set import nearest_atom, polish
-from .least_squares import LeastSquares, centred
+from .least_squares import LeastSquares
 
 Backward = Literal["implicit", "unroll"]
 Strength = float | Tensor
@@ -224,10 +224,11 @@ class _Implicit(torch.autograd.Function):
         locality, ridge = (q if t is None else t for q, t in zip(ctx.numbers, tensors, strict=True))
         inputs = (x, atoms, locality, ridge)
         wanted = [ctx.needs_input_grad[i] for i in (1, 2, 4, 5)]
-        w = None if torch.is_grad_enabled() else pulled_weights(y, v, x, atoms, ridge)
-        if w is not None:
-            found = zip(_pulled(w, y, *inputs, mask), inputs, wanted, strict=True)
-            gx, gk, gl, gr = (_summed(g, q.shape) if want else None for g, q, want in found)
+        found = None if torch.is_grad_enabled() else pulled_gradients(y, v, *inputs)
+        if found is not None:
+            gx, gk, gl, gr = (
+                _summed(g, q.shape) if want else None for g, q, want in zip(found, inputs, wanted, strict=True)
+            )
             return None, gx, gk, None, gl, gr
         with torch.enable_grad():
             chosen = [q for q, want in zip(inputs, wanted, strict=True) if want]
@@ -235,23 +236,6 @@ class _Implicit(torch.autograd.Function):
         grads = iter(torch.autograd.grad(again, chosen, v, create_graph=torch.is_grad_enabled()))
         gx, gk, gl, gr = (next(grads) if want else None for want in wanted)
         return None, gx, gk, None, gl, gr
-
-
-def _pulled(
-    w: Tensor, y: Tensor, x: Tensor, atoms: Tensor, locality: Strength, ridge: Strength, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four gradients of `_Implicit`, not yet summed over the axes that their tensors broadcast over."""
-    n, d = atoms.shape[-2:]
-    # w sums to 0 and y to 1, so that the centre drops out of all four; what is left of it is rounding.
-    x, keys, _, _ = centred(x, atoms, mask)
-    pull, residual = w @ keys, x - y @ keys
-    local = locality * w
-    parts = [(w, residual), (local, x), (-y, pull)]
-    if atoms.ndim == 2:
-        parts, local = [(a.reshape(-1, n), b.reshape(-1, d)) for a, b in parts], local.reshape(-1, n)
-    grad_atoms = sum(a.mT @ b for a, b in parts) - local.sum(-2).unsqueeze(-1) * keys
-    far = (w @ keys.square().sum(-1).unsqueeze(-1)) - 2 * (pull * x).sum(-1, keepdim=True)
-    return (1 + locality) * pull, grad_atoms, -far / 2, -(w * y).sum(-1, keepdim=True)
 
 
 def _summed(g: Tensor, shape: torch.Size) -> Tensor:

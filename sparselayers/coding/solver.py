@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.kernels.lasso import lasso_codes
 from ..ops.norm import strength, upcast
 from ..prox import Penalty
-from .certificate import Weights, duality_gap, unit, weighed, widest
+from .certificate import Weights, duality_gap, weighed, widest
 from .greedy import greedy
 from .ista import per_atom
+from .weighted import weighted_lasso
 
 
 class Solved(NamedTuple):
@@ -39,26 +39,14 @@ def solve(x: Tensor, D: Tensor, lam: float | Tensor, penalty: Penalty, *, tol: f
     lam = strength(lam.detach() if isinstance(lam, Tensor) else lam, widest(D[:1]))
     if lam.ndim > (1 if per_atom(lam) else 0):
         lam = lam.expand(*batch, lam.shape[-1]).reshape(-1, lam.shape[-1])
-    code, gap, iterations = _certified(rows, D, lam, penalty, tol, max_iter)
-    if dtype != D.dtype or gap is None:
+    kind = weighed(penalty, lam, D)
+    if isinstance(kind, Weights):
+        code, gap, iterations = weighted_lasso(rows, D, kind, tol, max_iter)
+    else:
+        code, iterations = greedy(rows, D, kind, tol, max_iter)
+        gap = kind.gap(widest(rows), widest(D), widest(code)).squeeze(-1).to(code.dtype)
+        code = torch.where(gap.isnan().unsqueeze(-1), torch.nan, code)
+    if dtype != code.dtype:  # that of the rounded code
         code = code.to(dtype)
         gap = duality_gap(rows, D, code, lam, penalty)
-        code = torch.where(gap.isnan().unsqueeze(-1), torch.nan, code)
     return Solved(code.view(*batch, D.shape[1]), gap.view(batch), iterations.view(batch))
-
-
-def _certified(
-    x: Tensor, D: Tensor, lam: Tensor, penalty: Penalty, tol: float, max_iter: int
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Codes, gaps where they are known, and passes; in units in which x and D are of size 1, if the penalty has such."""
-    kind = weighed(penalty, lam, D)
-    if not isinstance(kind, Weights):
-        code, iterations = greedy(x, D, kind, tol, max_iter)
-        return code, None, iterations
-    sample, spread = unit(x, a_row=True), unit(D, a_row=False)
-    x, D, kind, scale = x / sample, D / spread, kind.scaled(sample, spread), sample / spread
-    fused = lasso_codes(x, D, kind.a, kind.b, kind.nonnegative, scale, tol, max_iter)
-    if fused is not None:
-        return fused
-    code, iterations = greedy(x, D, kind, tol, max_iter)
-    return code * scale, None, iterations

@@ -61,7 +61,10 @@ class Penalty(ABC):
         """`prox` for arguments already checked; `metric` has the shape of v, in at least 32 bits."""
 
     def lam_max(self, c: Tensor, step: float | Tensor = 1.0) -> Tensor:
-        """The smallest lam with prox(step c, step lam) = 0, row by row: (..., n) -> (...,); ValueError where there is none."""
+        """The smallest lam with prox(step c, step lam) = 0, row by row: (..., n) -> (...,); ValueError where there is none.
+
+        For 16-bit c it is in float32 where it is not proportional to c.
+        """
         checks.floating(c, "c")
         checks.axis(-1, c, "c")
         return self._lam_max(c, step)
@@ -76,9 +79,12 @@ def _with_metric() -> list[str]:
     return sorted(cls.__name__ for cls in Penalty.__subclasses__() if cls.has_metric)
 
 
-def nudged_up(lam: Tensor) -> Tensor:
-    """`lam` raised by a few rounding errors, where prox(step c, step lam) computes the same number by another route."""
-    return lam * (1 + 8 * torch.finfo(lam.dtype).eps)
+def nudged_up(lam: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`lam` raised by a few rounding errors, where prox(step c, step lam) computes the same number by another route.
+
+    `dtype` is that of c where lam has another: a strength that goes with c² leaves the range of 16 bits.
+    """
+    return lam * (1 + 8 * torch.finfo(dtype or lam.dtype).eps)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class GroupL0(Penalty):
         return torch.where(length.isnan(), length, kept)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
-        return nudged_up(step * norm(c).squeeze(-1).to(c.dtype).square() / 2)
+        length = norm(c).squeeze(-1)
+        return nudged_up(step * length * (length / 2), c.dtype)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class L0(Penalty):
     r"""The number of nonzero entries, R(v) = ‖v‖_0.
 
     prox: v where abs(v) > sqrt(2 t), else 0 (a tie goes to zero);  in a metric d the bound is sqrt(2 t / d).
-    lam_max: step max(c)² / 2.
+    lam_max: step max(c²) / 2.
 
     Source: Blumensath and Davies, J. Fourier Anal. Appl. 2008.
 
@@ -164,7 +164,8 @@ class L0(Penalty):
         return hard_threshold(v, hard_bound(in_metric(t, metric)))
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
-        return nudged_up(step * c.square().amax(-1) / 2)
+        largest = upcast(c).abs().amax(-1)
+        return nudged_up(step * largest * (largest / 2), c.dtype)
 
 
 def nearly_nonnegative(v: Tensor) -> Tensor:

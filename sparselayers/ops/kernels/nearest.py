@@ -35,17 +35,23 @@ def nearest_points(
     return weights.view(*batch, n), gap.view(*batch, 1), moves.view(*batch, 1)
 
 
-def pulled_weights(y: Tensor, v: Tensor, x: Tensor, atoms: Tensor, ridge: Strength) -> Tensor | None:
-    """w (..., m, n) with [G + ridge, 1; 1, 0] [w; mu] = [v; 0] on the support of y, 0 elsewhere; or None."""
-    if serve(v) != "numba" or serve(y) != "numba":
+def pulled_gradients(
+    y: Tensor, v: Tensor, x: Tensor, atoms: Tensor, locality: Strength, ridge: Strength
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Gradients of x and atoms, and of locality and ridge a query (..., m, 1), from a gradient v of the weights y; or None."""
+    if serve(v) != "numba" or serve(y) != "numba" or serve(atoms) != "numba":
         return None
     from . import numba_wolfe_pull
 
-    n = y.shape[-1]
-    queries, sets, owner = _flat(x, atoms)
-    weights, pull = y.reshape(-1, n).contiguous(), v.reshape(-1, n).contiguous()
-    strength = _a_query(ridge, x.shape[:-1])
-    return numba_wolfe_pull.pull_weights(weights, pull, queries, sets, owner, strength).view(y.shape)
+    n, batch = y.shape[-1], x.shape[:-1]
+    gx, gk, gl, gr = numba_wolfe_pull.pull_gradients(
+        y.reshape(-1, n).contiguous(),
+        v.reshape(-1, n).contiguous(),
+        *_flat(x, atoms),
+        _a_query(locality, batch),
+        _a_query(ridge, batch),
+    )
+    return gx.view(x.shape), gk.view(atoms.shape), gl.view(*batch, 1), gr.view(*batch, 1)
 
 
 def _flat(x: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:

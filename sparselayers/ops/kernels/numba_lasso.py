@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_face import backward, dot, forward
 from .numba_tools import at, compiled, flat, launch
+from .numba_triangle import backward, dot, forward
 
 FIRST_PASSES = 20
 LATER_PASSES = 10

@@ -36,11 +36,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def compiled(parallel: bool = False):
-    """numba.njit, kept on disk where there is a place for it."""
+def compiled(parallel: bool = False, counted: bool = True):
+    """numba.njit, kept on disk where there is a place for it.
+
+    counted=False is for what makes no arrays of its own: the views that it takes are then not counted as references,
+    which in short loops costs more than the work.
+    """
 
     def compile_(function):
         options = {"nogil": True, "fastmath": REASSOCIATE, "parallel": parallel, "error_model": "numpy"}
+        if not counted:
+            options["_nrt"] = False
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no writable place for the cache
@@ -92,9 +98,9 @@ def at(strengths, i):
     return strengths[i] if strengths.size > 1 else strengths[0]
 
 
-def launch(serial, parallel, args: tuple, units: int, work: int) -> None:
-    """All `units` (rows, mostly), on as many threads as torch uses where there is `work` enough for them."""
-    parts = min(torch.get_num_threads(), units)
+def launch(serial, parallel, args: tuple, units: int, work: int, most: int | None = None) -> None:
+    """All `units` (rows, mostly), on as many threads as torch uses, or `most`, where there is `work` enough for them."""
+    parts = min(torch.get_num_threads(), units, units if most is None else most)
     if parts > 1 and work >= PARALLEL and not _forked and _threads.acquire(blocking=False):
         try:
             parallel(*args, units, parts)

@@ -21,35 +21,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_face import append, combine, dot, remove, target
+from .numba_face import begin, combine, enter, normalise, room_for, settle
 from .numba_tools import at, compiled, flat, launch, per_row
+from .numba_triangle import dot
 
 CANDIDATES = 32
 SHORTFALL = (
     0.1  # a pass over all atoms is due when the candidates violate less than this part of what the last one found
 )
+SMALL, LARGE = 1e-200, 1e200  # between these, squared distances keep all their digits
+HALVINGS = 4
+COARSE = 1e-5  # a gap smaller than this, in the same units, asks for double precision
 ROUNDING = 1e-15  # a violation smaller than this, in units of largest distance x residual, is noise
 
 
-@compiled()
-def _survey(x, atoms, usable, masked, q):
-    """q_j = ‖k_j - x‖² in units of a power of two (inf where masked); unit (0 if all are x, NaN), nearest, largest q."""
+@compiled(counted=False)
+def _distances(x, atoms, usable, masked, scale, q):
+    """q_j = ‖scale (k_j - x)‖², inf where masked; the nearest or -1, and the largest, NaN if one is not finite."""
     n, d = atoms.shape
-    largest, sound, near = 0.0, 0.0, -1
+    near, far, sound = -1, 0.0, 0.0
     for j in range(n):
         q[j] = math.inf
-        if masked and not usable[j]:
-            continue
-        k, near = atoms[j], j if near < 0 else near
-        for c in range(d):
-            entry = abs(np.float64(k[c]) - x[c])
-            sound += entry * 0.0
-            largest = max(largest, entry)
-    if near < 0 or largest == 0.0 or sound != 0.0:
-        return math.nan if sound != 0.0 else 0.0, near, 0.0
-    scale = math.ldexp(1.0, -math.frexp(largest)[1])
-    far = 0.0
-    for j in range(n):
         if masked and not usable[j]:
             continue
         k, total = atoms[j], 0.0
@@ -57,169 +49,185 @@ def _survey(x, atoms, usable, masked, q):
             entry = (np.float64(k[c]) - x[c]) * scale
             total += entry * entry
         q[j] = total
+        sound += total * 0.0
         far = max(far, total)
-        near = j if total < q[near] else near
+        near = j if near < 0 or total < q[near] else near
+    return near, far + sound
+
+
+@compiled(counted=False)
+def _point(k, x, scale, p):
+    """p = scale (k - x)."""
+    for c in range(p.size):
+        p[c] = (np.float64(k[c]) - x[c]) * scale
+
+
+@compiled(counted=False)
+def _survey(x, atoms, usable, masked, q):
+    """The distances, in units of a power of two that keeps their squares in range; that unit, nearest, largest."""
+    near, far = _distances(x, atoms, usable, masked, 1.0, q)
+    if near < 0 or SMALL < far < LARGE:
+        return 1.0, near, far
+    n, d = atoms.shape
+    largest = 0.0
+    for j in range(n):
+        for c in range(d if q[j] < math.inf or not masked or usable[j] else 0):
+            largest = max(largest, abs(np.float64(atoms[j, c]) - x[c]))
+    if largest == 0.0 or not largest < math.inf:
+        return 1.0, near, far
+    scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
+    near, far = _distances(x, atoms, usable, masked, scale, q)
     return scale, near, far
 
 
-@compiled()
-def _price(x, atoms, scale, r, q, half, g):
-    """g_j = <p_j, r> + half q_j, what the objective rises by towards atom j, but for the ridge; inf where q is."""
-    n, d = atoms.shape
-    for j in range(n):
+@compiled(counted=False)
+def _price(x, atoms, scale, half, r, q, g):
+    """g_j = scale <k_j - x, r> + half q_j, what the objective rises by towards atom j but for the ridge; inf where q is.
+
+    In the precision of x and r.
+    """
+    for j in range(g.size):
         if q[j] == math.inf:
             g[j] = math.inf
             continue
-        k, total = atoms[j], 0.0
-        for c in range(d):
-            total += (np.float64(k[c]) - x[c]) * r[c]
+        k, total = atoms[j], r[0] - r[0]  # 0 of its type
+        for c in range(r.size):
+            total += (k[c] - x[c]) * r[c]
         g[j] = total * scale + half * q[j]
 
 
-@compiled()
-def _gap(s, place, y, ridge, g):
-    """<g, y> - min g, and <g, y>, with the support's part of the ridge; the support's own g become inf."""
-    mean, least = 0.0, math.inf
+@compiled(counted=False)
+def _least(s, place, y, ridge, g):
+    """The smallest of g, with the members' part of the ridge; their own g become inf, for they cannot enter."""
+    least = math.inf
     for i in range(s):
-        g[place[i]] += ridge * y[i]
-        mean += y[i] * g[place[i]]
+        least = min(least, g[place[i]] + ridge * y[i])
+        g[place[i]] = math.inf
     for j in range(g.size):
         least = min(least, g[j])
+    return least
+
+
+@compiled(counted=False)
+def _mean(s, y, sizes, r, half, ridge):
+    """<g, y>."""
+    mean = dot(r, r, r.size)
     for i in range(s):
-        g[place[i]] = math.inf
-    return mean - least, mean
+        mean += y[i] * (half * sizes[i] + ridge * y[i])
+    return mean
 
 
-@compiled()
-def _choose(g, most, chosen):
-    """The places of the smallest entries of g below `most`, at most CANDIDATES, and how many."""
-    count = 0
-    for j in range(g.size):
-        if g[j] < most and (count < CANDIDATES or g[j] < g[chosen[count - 1]]):
-            count += count < CANDIDATES
-            i = count - 1
-            while i > 0 and g[chosen[i - 1]] > g[j]:
-                chosen[i] = chosen[i - 1]
-                i -= 1
-            chosen[i] = j
-    return count
+@compiled(counted=False)
+def _choose(g, mean, gap, noise, chosen):
+    """The atoms that violate most, as many as CANDIDATES or so; at least those with no other violation near theirs."""
+    share, count = SHORTFALL, g.size
+    for _ in range(HALVINGS):
+        most, count = mean - max(share * gap, noise), 0
+        for j in range(g.size):
+            chosen[count] = j
+            count += g[j] < most
+        if count <= CANDIDATES:
+            break
+        share = 0.5 + 0.5 * share
+    return min(count, CANDIDATES)
 
 
-@compiled()
-def _descend(s, L, P, z, place, y, qs, half, ridge, t, e, r, moves, most):
-    """From y to the optimum of the face that it ends on, dropping members on the way; the support's size, and moves."""
-    while True:
-        target(s, L, P, z, qs, half, ridge, t, e, r)
-        step, out = 1.0, -1
-        for i in range(s):
-            if t[i] <= 0.0 and y[i] <= step * (y[i] - t[i]):
-                step, out = y[i] / (y[i] - t[i]) if t[i] < y[i] else 0.0, i
-        for i in range(s):
-            y[i] = y[i] + step * (t[i] - y[i]) if out >= 0 else t[i]
-        if out < 0:
-            return s, moves
-        remove(out, s, L, P, z, place, y, qs)
-        s -= 1
-        if moves >= most:
-            combine(s, P, y, r)
-            return s, moves
-        moves += 1
+@compiled(counted=False)
+def _steepest(count, C, slopes, half, r, most):
+    """The candidate towards which the objective rises least, if that is less than `most`; else -1."""
+    best = -1
+    for i in range(count):
+        slope = dot(C[i], r, r.size) + half * slopes[i]
+        if slope < most:
+            best, most = i, slope
+    return best
 
 
-@compiled()
-def _query(x, atoms, usable, masked, half, ridge, tol, most, out, work, L, P, C, z, place, chosen, state):
+@compiled(counted=False)
+def _query(x, given, atoms, usable, masked, half, ridge, tol, most, out, q, g, C, squares, rough, kept, chosen, face):
     """Fill `out`, the weights of one query (0 before); its gap and the number of atoms that joined or left."""
-    q, g = work[0], work[1]
-    y, qs, t, e = state[0], state[1], state[2], state[3]
-    d = x.size
-    r = state[4, :d]
+    place, y, sizes, P, _, r, _, _, _ = face
+    d, room = x.size, y.size - 1
     scale, near, far = _survey(x, atoms, usable, masked, q)
     if near < 0:
         return 0.0, 0
-    if scale != scale:
+    if far != far:
         for j in range(q.size):
             out[j] = 0.0 if masked and not usable[j] else math.nan
         return math.nan, 0
-    if scale == 0.0:
+    if far == 0.0:
         out[near] = 1.0
         return 0.0, 0
-    ridge = ridge * scale * scale
-    for c in range(d):
-        P[0, c] = (np.float64(atoms[near, c]) - x[c]) * scale
-        r[c] = P[0, c]
-    place[0], y[0], qs[0], s, moves, unit, gap = near, 1.0, q[near], 1, 0, 0.0, math.inf
+    ridge, moves, gap = ridge * scale * scale, 0, math.inf
+    _point(atoms[near], x, scale, C[0])
+    s = begin(face, near, C[0], q[near])
+    # Passes over single precision atoms are made in single precision, too, but for the last ones.
+    coarse = out.itemsize < 8 and 1e-50 < far < 1e50
     while True:
-        _price(x, atoms, scale, r, q, half, g)
-        gap, mean = _gap(s, place, y, ridge, g)
-        noise = ROUNDING * (math.sqrt(far * dot(r, r, d)) + (half + 0.1) * far)
-        if gap <= max(tol * far, noise) or moves >= most or s + 1 >= L.shape[0]:
-            break
-        count = _choose(g, mean - max(SHORTFALL * gap, noise), chosen)
-        if count == 0:
-            break
-        for i in range(count):
+        length = math.sqrt(dot(r, r, d))
+        noise = ROUNDING * (math.sqrt(far) * length + (half + 0.1) * far)
+        if coarse:
             for c in range(d):
-                C[i, c] = (np.float64(atoms[chosen[i], c]) - x[c]) * scale
-        if (
-            unit == 0.0
-        ):  # of the size of the first two, so that the last term of A neither drowns the rest nor is drowned
-            unit = q[near] + q[chosen[0]]
-            L[0, 0] = math.sqrt(q[near] + ridge + unit)
-            z[0, 0], z[1, 0] = 1.0 / L[0, 0], -half * q[near] / L[0, 0]
-        entered = False
-        while moves < most and s + 1 < L.shape[0]:
-            best, least = -1, mean - max(SHORTFALL * gap, noise)
-            for i in range(count):
-                slope = dot(C[i], r, d) + half * q[chosen[i]]
-                if slope < least:
-                    best, least = i, slope
+                rough[c] = r[c] / length
+            _price(given, atoms, scale * length, half, rough, q, g)
+        else:
+            if out.itemsize < 8:  # the gap is that of the weights as they come back
+                for i in range(s):
+                    kept[i] = y[i]
+                    y[i] = kept[i]
+                normalise(s, y)
+                combine(s, y, P, r)
+            _price(x, atoms, scale, half, r, q, g)
+        mean = _mean(s, y, sizes, r, half, ridge)
+        gap = mean - _least(s, place, y, ridge, g)
+        if coarse and gap <= max(tol * far, COARSE * math.sqrt(far) * length):
+            coarse = False
+            continue
+        if gap <= max(tol * far, noise) or moves >= most or s >= room:
+            if coarse:
+                coarse = False
+                continue
+            break
+        count, before, least = _choose(g, mean, gap, noise, chosen), moves, max(SHORTFALL * gap, noise)
+        for i in range(count):
+            _point(atoms[chosen[i]], x, scale, C[i])
+            squares[i] = q[chosen[i]]
+        while moves < most and s < room:
+            best = _steepest(count, C, squares, half, r, mean - least)
             if best < 0:
                 break
-            moves += 1
-            j = chosen[best]
-            s = append(j, C[best], 0.0, q[j], unit, half, ridge, s, L, P, z, place, y, qs)
-            s, moves = _descend(s, L, P, z, place, y, qs, half, ridge, t, e, r, moves, most)
-            mean = 0.0
-            for i in range(s):
-                mean += y[i] * (dot(P[i], r, d) + half * qs[i] + ridge * y[i])
+            s, moves = enter(face, s, chosen[best], C[best], squares[best], half, ridge, moves, most)
+            mean = _mean(s, y, sizes, r, half, ridge)
             # It is in now, or its violation was rounding: either way it is no candidate until the next pass.
             count -= 1
-            chosen[best] = chosen[count]
+            chosen[best], squares[best] = chosen[count], squares[count]
+            last, free = C[count], C[best]
             for c in range(d):
-                C[best, c] = C[count, c]
-            for i in range(s):
-                entered = entered or place[i] == j
-        if not entered:
-            break
+                free[c] = last[c]
+        if moves == before:
+            if not coarse:
+                break
+            coarse = False
+        s = settle(face, s, half, ridge, noise)
     for i in range(s):
-        out[place[i]] = y[i]
-        y[i] = out[place[i]]
-    if out.itemsize < 8:  # the gap of the weights as they are after rounding
-        combine(s, P, y, r)
-        _price(x, atoms, scale, r, q, half, g)
-        gap, mean = _gap(s, place, y, ridge, g)
+        out[place[i]] = kept[i] if out.itemsize < 8 else y[i]
     return max(gap, 0.0) / far, min(moves, most)
 
 
 @compiled()
 def _wolfe(x, atoms, owner, usable, half, ridge, tol, most, room, out, gap, count, first, last):
     n, d = atoms.shape[1], atoms.shape[2]
-    work, state = np.empty((2, n)), np.empty((5, max(room + 2, d)))
-    L, P, C, z = (
-        np.empty((room + 2, room + 2)),
-        np.empty((room + 2, d)),
-        np.empty((CANDIDATES, d)),
-        np.empty((2, room + 2)),
-    )
-    place, chosen, masked = np.empty(room + 2, np.int64), np.empty(CANDIDATES, np.int64), usable.shape[0] > 0
-    query = np.empty(d)
+    face, q, g, query = room_for(room, d), np.empty(n), np.empty(n), np.empty(d)
+    C, squares = np.empty((CANDIDATES, d)), np.empty(CANDIDATES)
+    rough, kept = np.empty(d, out.dtype), np.empty(face.y.size, out.dtype)
+    chosen, masked = np.empty(n + 1, np.int64), usable.shape[0] > 0
     for i in range(np.int64(first), np.int64(last)):
         for c in range(d):
             query[c] = x[i, c]
         own = usable[i if masked else 0 : i + 1].reshape(-1)
         gap[i], count[i] = _query(
-            query, atoms[owner[i]], own, masked, at(half, i), at(ridge, i), tol, most,
-            out[i], work, L, P, C, z, place, chosen, state,
+            query, x[i], atoms[owner[i]], own, masked, at(half, i), at(ridge, i), tol, most,
+            out[i], q, g, C, squares, rough, kept, chosen, face,
         )  # fmt: skip
 
 
