@@ -148,6 +148,7 @@ def _cpu_model() -> str:
 def write(script: str, title: str, options: argparse.Namespace, where: Row, tables: list[Row]) -> None:
     """Print the tables, each {"what": sentence, "rows": [row, ...]}, and write them as JSON if a file is wanted."""
     device = "" if options.device == "cpu" else f" --device {options.device}"
+    device += " --data DIR" if getattr(options, "data", None) else ""
     results = {
         "title": title,
         "command": f"python benchmarks/{Path(script).name}{device}",
