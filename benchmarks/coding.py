@@ -48,6 +48,7 @@ def coders(depth: int) -> dict[str, Coder]:
 
 
 PAIRS = (("F.ista", "naive ISTA"), ("F.fista, restart=None", "naive FISTA"), ("F.fista", "naive FISTA"))
+COMPILED = (("F.ista, compiled", "naive ISTA, compiled"), ("F.ista, compiled", "naive ISTA"))
 
 
 def compare(
@@ -62,10 +63,13 @@ def compare(
             return lambda: torch.autograd.grad(coder(x, D).square().sum(), (x, D))
         return lambda: coder(x, D)
 
-    known = coders(depth)
+    known, pairs = coders(depth), PAIRS
+    if backward and not options.quick:  # compiling takes longer than a test of the script should
+        known |= {f"{name}, compiled": torch.compile(known[name]) for name in ("F.ista", "naive ISTA")}
+        pairs += COMPILED
     times = race({name: call(coder) for name, coder in known.items()}, options)
     rows = []
-    for ours, peer in PAIRS:
+    for ours, peer in pairs:
         row = ratio(ours, peer, times)
         # The restart is another algorithm, so only the other two give the peer's code.
         same = ours != "F.fista"

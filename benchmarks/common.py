@@ -150,6 +150,7 @@ def write(script: str, title: str, options: argparse.Namespace, where: Row, tabl
     """Print the tables, each {"what": sentence, "rows": [row, ...]}, and write them as JSON if a file is wanted."""
     device = "" if options.device == "cpu" else f" --device {options.device}"
     threads = "" if options.threads == THREADS else f" --threads {options.threads}"
+    device += " --data DIR" if getattr(options, "data", None) else ""
     results = {
         "title": title,
         "command": f"python benchmarks/{Path(script).name}{device}{threads}",

@@ -8,6 +8,7 @@ from .attention.swap import restore_attention, swap_attention
 from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
 from .coding.lista import LISTA
+from .coding.sparse_coder import SparseCoder
 from .coding.support_selection import SupportSelection
 from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
@@ -18,20 +19,31 @@ from .ops.kernels.switch import kernels
 from .prox import (
     L0,
     L1,
+    MCP,
+    SCAD,
     Box,
     ElasticNet,
     Exclusive,
     Grouped,
+    GroupExclusive,
+    GroupHoyerSquare,
     GroupL0,
     GroupL2,
+    GroupMCP,
+    HoyerSquare,
     L1Ball,
+    L1MinusL2,
+    LHalf,
     LInf,
+    LogSum,
     Nonnegative,
     NonnegativeL1,
     Penalty,
     Ridge,
     Simplex,
     SparseGroup,
+    SparseGroupL0,
+    TransformedL1,
 )
 from .schedules import Constant, Homotopy
 from .sparsify.regularizer import Regularizer
@@ -40,6 +52,17 @@ from .sparsify.report import SparsityReport, sparsity_report
 __version__ = "0.1.0"
 
 __all__ = [
+    "GroupExclusive",
+    "GroupHoyerSquare",
+    "GroupMCP",
+    "HoyerSquare",
+    "L1MinusL2",
+    "LHalf",
+    "LogSum",
+    "MCP",
+    "SCAD",
+    "SparseGroupL0",
+    "TransformedL1",
     "FISTA",
     "ISTA",
     "L0",
@@ -71,6 +94,7 @@ __all__ = [
     "Simplex",
     "SoftThreshold",
     "SparseAttention",
+    "SparseCoder",
     "SparseGroup",
     "Sparsemax",
     "SparsemaxLoss",

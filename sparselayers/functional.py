@@ -5,23 +5,29 @@ from .attention.dot_product import scaled_dot_product_attention
 from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
 from .coding.ista import fista, ista
+from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
+from .coding.subgradient import subgradient_descent
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
 from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
 from .mappings.simplex import entmax15, sparsemax
+from .ops.cges import cges_linearized_step, cges_mu
 from .ops.project import exclusive_threshold, project_l1_ball, project_simplex
 from .ops.rows import Thresholded
 from .ops.shrink import group_soft_threshold, hard_threshold, sigshrink, soft_threshold, ssbs
 from .ops.spectral import analytic_weight
 
 __all__ = [
+    "LassoResult",
     "SimplexResult",
     "Thresholded",
     "analytic_rate",
     "affine_least_squares",
     "analytic_weight",
+    "cges_linearized_step",
+    "cges_mu",
     "entmax",
     "entmax15",
     "entmax15_loss",
@@ -31,6 +37,7 @@ __all__ = [
     "group_soft_threshold",
     "hard_threshold",
     "ista",
+    "lasso",
     "project_budget",
     "project_l1_ball",
     "project_simplex",
@@ -43,5 +50,6 @@ __all__ = [
     "sparsemax",
     "sparsemax_loss",
     "ssbs",
+    "subgradient_descent",
     "topk_simplex",
 ]

@@ -14,6 +14,8 @@ def bisect(falling: Callable[[float], float], low: float, high: float) -> float:
     """The root of a falling function, to the last bit."""
     for _ in range(300):
         middle = (low + high) / 2
+        if middle in (low, high):
+            break
         low, high = (middle, high) if falling(middle) > 0 else (low, middle)
     return (low + high) / 2
 
@@ -54,9 +56,106 @@ def group_l2(v: Row, t: float, d: Row) -> Row:
     return d * v * length / (d * length + t)
 
 
+def entry_cost(penalty) -> tuple[Callable, Callable, list[float]] | None:
+    """What one size x >= 0 costs, its slope for x > 0, and where the slope bends; None for another kind of penalty."""
+    match type(penalty).__name__:
+        case "LHalf":
+            return np.sqrt, lambda x: 0.5 / np.sqrt(np.maximum(x, 1e-300)), []
+        case "TransformedL1":
+            a = penalty.a
+            return lambda x: (a + 1) * x / (a + x), lambda x: a * (a + 1) / (a + x) ** 2, []
+        case "LogSum":
+            return lambda x: np.log1p(x / penalty.eps), lambda x: 1 / (penalty.eps + x), []
+        case "MCP" | "GroupMCP":
+            g = penalty.gamma
+            return (
+                lambda x: np.where(x < g, x - x**2 / (2 * g), g / 2),
+                lambda x: np.where(x < g, 1 - x / g, 0.0),
+                [g],
+            )
+        case "SCAD":
+            a = penalty.a
+            return (
+                lambda x: np.where(x < 1, x, np.where(x < a, (2 * a * x - x**2 - 1) / (2 * (a - 1)), (a + 1) / 2)),
+                lambda x: np.where(x < 1, 1.0, np.where(x < a, (a - x) / (a - 1), 0.0)),
+                [1.0, a],
+            )
+    return None
+
+
+def best_size(penalty, size: float, t: float) -> float:
+    """argmin_x>=0 1/2 (x - size)² + t cost(x): a dense grid over all of [0, size], then bisection beside its every low point."""
+    cost, slope, bends = entry_cost(penalty)
+    if t == 0 or size == 0:
+        return size
+    grid = np.linspace(0, size, 2001)
+    grid = np.unique(np.concatenate([grid, grid[1] * np.linspace(0, 1, 201), [b for b in bends if b < size]]))
+
+    def objective(x):
+        return (x - size) ** 2 / 2 + t * cost(x)
+
+    values = objective(grid)
+    candidates = [0.0, size]
+    for i in range(1, len(grid)):
+        last = i == len(grid) - 1
+        if values[i] <= values[i - 1] and (last or values[i] <= values[i + 1]):
+            high = grid[i] if last else grid[i + 1]
+            candidates.append(bisect(lambda x: -(x - size + t * float(slope(x))), grid[i - 1], high))
+    return min(candidates, key=lambda x: (float(objective(np.array(x))), x))
+
+
+def l1_minus_l2(v: Row, t: float, alpha: float) -> Row:
+    """The best stationary point over all supports: there x = (abs(v) - t) (1 + alpha t / its norm), or one entry alone."""
+    size, found = np.abs(v), [np.zeros_like(v)]
+    for keep in itertools.product([False, True], repeat=len(v)):
+        left = np.where(keep, size - t, 0)
+        if any(keep) and (left[list(keep)] > 0).all():
+            found.append(left * (1 + alpha * t / np.linalg.norm(left)))
+        if sum(keep) == 1 and (size - (1 - alpha) * t)[list(keep)] > 0:
+            found.append(np.where(keep, size - (1 - alpha) * t, 0))
+
+    def cost(x: Row) -> float:
+        return ((x - size) ** 2).sum() / 2 + t * (x.sum() - alpha * np.linalg.norm(x))
+
+    return np.sign(v) * min(found, key=cost)
+
+
+def sparse_group_l0(v: Row, entry: float, group: float) -> Row:
+    """The best of all supports, each shrunk as a group."""
+    found = [np.zeros_like(v)]
+    for keep in itertools.product([0, 1], repeat=len(v)):
+        kept = v * np.array(keep)
+        length = np.linalg.norm(kept)
+        if length > group:
+            found.append(kept * (1 - group / length))
+
+    def cost(x: Row) -> float:
+        return ((x - v) ** 2).sum() / 2 + entry * np.count_nonzero(x) + group * np.linalg.norm(x)
+
+    return min(found, key=cost)
+
+
+def group_exclusive(v: Row, group: float, rival: float, d: Row) -> Row:
+    """Brent's method on the l1 norm of the result, bisection within it on its Euclidean norm."""
+    from scipy.optimize import brentq
+
+    if group == rival == 0:
+        return v.copy()
+
+    def within(total: float) -> Row:
+        return group_l2(soft(v, rival * total / d), group, d)
+
+    return within(
+        brentq(lambda total: np.abs(within(total)).sum() - total, 0.0, np.abs(v).sum(), xtol=1e-300, rtol=1e-15)
+    )
+
+
 def prox(penalty, v: Row, t: float, d: Row | None = None) -> Row:
     """argmin_x 1/2 sum d (x - v)² + t R(x) of one row."""
     d = np.ones_like(v) if d is None else d
+    if type(penalty).__name__ != "GroupMCP" and entry_cost(penalty):
+        sizes = [best_size(penalty, a, s) for a, s in zip(np.abs(v), t / d, strict=True)]
+        return np.sign(v) * np.array(sizes)
     weight = np.sqrt(len(v)) if getattr(penalty, "sqrt_size", False) else 1.0
     ratio = getattr(penalty, "ratio", None)
     match type(penalty).__name__:
@@ -88,6 +187,15 @@ def prox(penalty, v: Row, t: float, d: Row | None = None) -> Row:
             return group_l2(soft(v, ratio * t / d), (1 - ratio) * weight * t, d)
         case "Exclusive":
             return exclusive(v, t, d)
+        case "GroupMCP":
+            length = np.linalg.norm(v)
+            return v * (best_size(penalty, length, t) / length) if length else v
+        case "L1MinusL2":
+            return v if t == 0 else l1_minus_l2(v, t, penalty.alpha)
+        case "SparseGroupL0":
+            return v if t == 0 else sparse_group_l0(v, t * ratio, t * (1 - ratio) * weight)
+        case "GroupExclusive":
+            return group_exclusive(v, t * (1 - penalty.mu) * weight, t * penalty.mu, d)
         case "Grouped":
             blocks = zip(np.split(v, len(v) // penalty.size), np.split(d, len(v) // penalty.size), strict=True)
             return np.concatenate([prox(penalty.penalty, part, t, within) for part, within in blocks])
@@ -99,6 +207,10 @@ def value(penalty, v: Row) -> float:
     weight = np.sqrt(len(v)) if getattr(penalty, "sqrt_size", False) else 1.0
     ratio = getattr(penalty, "ratio", None)
     slack = 1e-9
+    if type(penalty).__name__ == "GroupMCP":
+        return float(entry_cost(penalty)[0](np.linalg.norm(v)))
+    if entry_cost(penalty):
+        return float(entry_cost(penalty)[0](np.abs(v)).sum())
     match type(penalty).__name__:
         case "L1":
             return np.abs(v).sum()
@@ -128,6 +240,12 @@ def value(penalty, v: Row) -> float:
             return ratio * np.abs(v).sum() + (1 - ratio) * weight * np.linalg.norm(v)
         case "Exclusive":
             return np.abs(v).sum() ** 2 / 2
+        case "L1MinusL2":
+            return np.abs(v).sum() - penalty.alpha * np.linalg.norm(v)
+        case "SparseGroupL0":
+            return ratio * np.count_nonzero(v) + (1 - ratio) * weight * np.linalg.norm(v)
+        case "GroupExclusive":
+            return (1 - penalty.mu) * weight * np.linalg.norm(v) + penalty.mu / 2 * np.abs(v).sum() ** 2
         case "Grouped":
             return sum(value(penalty.penalty, part) for part in np.split(v, len(v) // penalty.size))
     raise KeyError(f"no value for {penalty!r}: add one")

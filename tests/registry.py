@@ -35,7 +35,28 @@ PENALTIES: list[sl.Penalty] = [
     sl.SparseGroup(ratio=1.0),
     sl.SparseGroup(ratio=0.0),
     sl.Exclusive(),
+    sl.GroupExclusive(),
+    sl.GroupExclusive(mu=0.2, sqrt_size=True),
+    sl.GroupExclusive(mu=0.0),
+    sl.GroupExclusive(mu=1.0),
+    sl.LHalf(),
+    sl.TransformedL1(),
+    sl.TransformedL1(a=3.0),
+    sl.LogSum(),
+    sl.LogSum(eps=0.4),
+    sl.MCP(),
+    sl.MCP(gamma=0.7),
+    sl.SCAD(),
+    sl.SCAD(a=2.2),
+    sl.L1MinusL2(),
+    sl.L1MinusL2(alpha=0.4),
+    sl.GroupMCP(),
+    sl.SparseGroupL0(),
+    sl.SparseGroupL0(ratio=0.1, sqrt_size=True),
+    sl.SparseGroupL0(ratio=1.0),
+    sl.SparseGroupL0(ratio=0.0),
     sl.Grouped(sl.GroupL2(), size=2),
+    sl.Grouped(sl.GroupExclusive(), size=3),
     sl.Grouped(sl.Exclusive(), size=3),
     sl.Grouped(sl.L1(), size=2),
 ]
@@ -168,16 +189,29 @@ def _affine_of_some(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
 
 
 _queries = (2 * _randn(2, 2, 1, seed=5), _randn(2, 3, 1, seed=6), _randn(2, 3, 2, seed=7))
+
+
+def _converged(max_iter: int, **options: object) -> Callable[..., Tensor]:
+    return lambda x, D, lam: F.lasso(x, D, lam, tol=1e-13, max_iter=max_iter, **options).code
+
+
+_unit = _D / _D.norm(dim=0)
+_lasso = (_x, _unit, _rand(3, 1, low=0.3, high=0.6))
 _codes = (_x, _D, _rand(3, 1, low=0.1, high=0.3))
 OPERATORS: list[Operator] = [
     *map(_prox, PENALTIES),
     *(_prox_in_metric(p) for p in PENALTIES if p.has_metric),
     *(_value(p) for p in PENALTIES if not p.indicator),
+    _value(sl.HoyerSquare()),
+    Operator("GroupHoyerSquare.value", sl.GroupHoyerSquare().value, (_randn(3, 4, 6, seed=3),), (True,)),
     *(_lam_max(p) for p in PENALTIES if has_lam_max(p)),
     Operator("soft_threshold", F.soft_threshold, (_v, _rand(3, 7)), (True, True)),
     Operator("hard_threshold", F.hard_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("group_soft_threshold", F.group_soft_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("exclusive_threshold", F.exclusive_threshold, (_v, _rand(3, 1)), (True, True)),
+    Operator(
+        "cges_linearized_step", lambda v, t: F.cges_linearized_step(v, t / 8, mu=0.4), (_v, _rand(3, 1)), (True, True)
+    ),
     Operator("sigshrink", F.sigshrink, (_v, _rand(3, 7), _rand(3, 1, low=2, high=4)), (True, True, True)),
     Operator("ssbs", F.ssbs, (_v, _rand(3, 1), _rand(3, 1, low=2, high=4), _rand(3, 1)), (True,) * 4),
     Operator("project_simplex", F.project_simplex, (_v, _rand(3, 1)), (True, True)),
@@ -211,6 +245,7 @@ OPERATORS: list[Operator] = [
     Operator("ista(Homotopy)", _coded(F.ista, schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("ista(SparseGroup)", _coded(F.ista, penalty=sl.Grouped(sl.SparseGroup(), 4)), _codes, (True, False, True)),
     Operator("ista(SigShrink)", _coded(F.ista, penalty=sl.SigShrink(0.1, 5.0)), _codes, (True, False, True)),
+    Operator("ista(MCP)", _coded(F.ista, penalty=sl.MCP(), schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("fista", _coded(F.fista), _codes, (True, False, True)),
     Operator("fista(Homotopy)", _coded(F.fista, schedule=sl.Homotopy()), _codes, (True, False, True)),
     Operator("LISTA(lista)", _lista("lista"), (_x,), (True,)),
@@ -221,6 +256,16 @@ OPERATORS: list[Operator] = [
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
+    Operator("subgradient_descent", _coded(F.subgradient_descent), _codes, (True, False, True)),
+    Operator("lasso", _converged(300), _lasso, (True, False, True), _converged(40)),
+    Operator(
+        "lasso(ElasticNet)",
+        _converged(300, penalty=sl.ElasticNet(0.4)),
+        _lasso,
+        (True, False, True),
+        _converged(40, penalty=sl.ElasticNet(0.4)),
+    ),
+    Operator("lasso(unroll)", _converged(4, backward="unroll"), _lasso, (True, False, True)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
     Operator("affine_least_squares", _affine, (_x, _randn(8, 5, seed=6), _rand(1)), (True, False, False)),

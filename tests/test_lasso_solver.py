@@ -152,6 +152,21 @@ def test_without_strength_the_residual_vanishes(path: str) -> None:
     assert float((x - found.code @ D.T).norm(dim=-1).max()) < 1e-2
 
 
+def test_atoms_without_strength_are_certified_too(path: str) -> None:
+    x, D = problem(12, 8, 5)
+    found = solved(x, D, 0.0, tol=1e-10)
+    assert float(found.gap.max()) <= 1e-10
+    torch.testing.assert_close(found.code, torch.linalg.lstsq(D, x.T).solution.T, rtol=1e-4, atol=1e-4)
+    lam = torch.full((20,), 0.1, dtype=x.dtype)
+    lam[3] = 0
+    x, D = problem(8, 20, 5)
+    found = solved(x, D, lam, tol=1e-10)
+    assert float(found.gap.max()) <= 1e-10
+    torch.testing.assert_close(found.code, coordinate_descent(x, D, lam, sl.L1()), rtol=1e-4, atol=1e-4)
+    some = torch.tensor([[0.0], [0.1], [0.0], [0.2], [0.1]], dtype=x.dtype)
+    assert float(solved(x, D, some).gap.max()) <= 1e-6
+
+
 def test_a_zero_sample_has_a_zero_code_and_no_gap(path: str) -> None:
     x, D = problem(8, 20, 3)
     x[1] = 0

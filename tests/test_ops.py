@@ -9,7 +9,7 @@ from torch import Tensor
 
 import sparselayers as sl
 import sparselayers.functional as F
-from sparselayers.ops import spectral
+from sparselayers.ops import soft, spectral
 from sparselayers.ops.norm import norm
 from sparselayers.ops.root import newton_root
 from sparselayers.ops.waterline import newton_passes, waterline
@@ -259,3 +259,38 @@ def test_strengths_at_the_ends_of_the_range() -> None:
         assert (penalty.prox(v, float("inf")) == 0).all()
     c = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert (sl.SparseGroup().prox(c, sl.SparseGroup().lam_max(c).unsqueeze(-1)) == 0).all()
+
+
+@pytest.mark.parametrize("t", [0.7, [[0.3], [0.9], [2.0]], [0.1, 0.5, 1.5, 0.2]], ids=["all", "rows", "columns"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_eager_soft_threshold_is_the_plain_one(t, dtype: torch.dtype) -> None:
+    """Values, first and second derivatives, against the formula that every transform uses; also at NaN and inf."""
+
+    def plain(v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return v - v.clamp(-t, t)
+
+    t = torch.tensor(t, dtype=dtype, requires_grad=True)
+    v = torch.tensor([[0.0, -0.5, 2.0, 0.2], [3.0, torch.inf, -torch.inf, -0.9], [-4.0, 1.0, 2.5, 0.1]], dtype=dtype)
+    v[0, 3] = torch.nan
+    v.requires_grad_()
+    assert soft.serves(v, t)
+    weight = torch.linspace(-1, 2, 12, dtype=dtype).view(3, 4)
+    results = []
+    for f in (F.soft_threshold, plain):
+        out = f(v, t)
+        first = torch.autograd.grad(
+            (weight * out.nan_to_num(posinf=0, neginf=0).square()).sum(), (v, t), create_graph=True
+        )
+        second = torch.autograd.grad(sum(g.nan_to_num().sin().sum() for g in first), (v, t))
+        results.append((out, *first, *second))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+def test_where_the_eager_soft_threshold_does_not_serve() -> None:
+    v = torch.ones(3, 2)
+    for t in (torch.tensor(0.0), torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor(torch.nan), torch.tensor(-1.0)):
+        assert not soft.serves(v, t)
+    assert not soft.serves(v, torch.ones(2, dtype=torch.float64))
+    v = torch.zeros(3, requires_grad=True)
+    assert torch.autograd.grad(F.soft_threshold(v, torch.tensor(0.0)).sum(), v)[0].tolist() == [1.0, 1.0, 1.0]

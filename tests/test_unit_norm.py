@@ -130,3 +130,11 @@ WRONG = [
 def test_bad_input(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("variant", ["lista", "cp", "alista", "hyper"])
+def test_lista_takes_it_too(variant: str) -> None:
+    layer = sl.unit_norm(sl.LISTA(6, 9, depth=3, variant=variant, dtype=f64))
+    layer.dictionary = torch.randn(6, 9, dtype=f64)
+    torch.testing.assert_close(lengths(layer.dictionary), torch.ones(9, dtype=f64))
+    assert torch.equal(copy.deepcopy(layer)(signal("ISTA")), layer(signal("ISTA")))

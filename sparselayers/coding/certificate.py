@@ -6,7 +6,8 @@ Its dual points s (r, -sqrt(b) z) have the correlation s c, c = D^T r - b z, whi
     gap = 1/2 (1 - s)² (‖r‖² + sum b z²) + sum_j (a_j abs(z_j) - s c_j z_j),
 
 a sum of terms that are not negative, so that nothing cancels near the optimum. Where b > 0 the dual point r itself is
-good, too: sum_j of a abs(z) + b/2 z² + (abs(D^T r) - a)_+² / (2 b) - z D^T r. The smaller of the two counts.
+good, too: sum_j of a abs(z) + b/2 z² + (abs(D^T r) - a)_+² / (2 b) - z D^T r. The smaller of the two counts. Where atoms
+have no penalty, a = b = 0, the dual point is the part of r orthogonal to them, and the rest of r adds its 1/2 ‖.‖².
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops.eager import may_wait
 from ..ops.norm import norm, strength, upcast
 from ..ops.shrink import soft_threshold
 from ..prox import L1, ElasticNet, NonnegativeL1, Penalty
@@ -40,6 +42,8 @@ class Weights:
     def gap(self, x: Tensor, D: Tensor, z: Tensor) -> Tensor:
         """The duality gap relative to 1/2 ‖x‖²: (..., 1)."""
         r = x - z @ D.mT
+        pinned = self._free_part(r, D)
+        r = r - pinned
         c, size, other = r @ D, r.square().sum(-1, keepdim=True), None
         if self.b is not None:
             excess = torch.relu(c.abs() - self.a)
@@ -47,14 +51,38 @@ class Weights:
             other = (self.a * z.abs() - c * z + 0.5 * self.b * z.square() + tail).sum(-1, keepdim=True)
             c, size = c - self.b * z, size + (self.b * z.square()).sum(-1, keepdim=True)
         reach = c if self.nonnegative else c.abs()
-        inside = reach <= self.a
+        inside = reach <= (self.a if not pinned.ndim else torch.where(self.a == 0, torch.inf, self.a))
         s = torch.where(inside, 1, self.a / torch.where(inside, 1, reach)).amin(-1, keepdim=True)
         gap = 0.5 * (1 - s).square() * size + (self.a * z.abs() - s * c * z).sum(-1, keepdim=True)
+        gap = gap + 0.5 * pinned.square().sum(-1, keepdim=True) if pinned.ndim else gap
         gap = gap if other is None else torch.minimum(gap, other)
         if self.nonnegative:
             gap = torch.where((z < 0).any(-1, keepdim=True), torch.inf, gap)
         # What is not a number stays so; rounding may leave a little less than nothing.
         return torch.where(gap <= 0, 0, gap / (0.5 * x.square().sum(-1, keepdim=True)))
+
+    def free(self) -> bool:
+        """Whether there are atoms without a penalty, as far as one can look."""
+        return self.b is None and not self.nonnegative and may_wait(self.a) and bool((self.a == 0).any())
+
+    def _free_part(self, r: Tensor, D: Tensor) -> Tensor:
+        """The part of r in the span of the atoms without a penalty, where no dual point has any; the number 0 if none are.
+
+        Not known where each sample leaves other atoms free: the bound is loose there.
+        """
+        if not self.free():
+            return r.new_zeros(())
+        free = self.a == 0
+        each_atom = free.ndim > 0 and free.shape[-1] > 1
+        if each_atom and free.ndim > 1:
+            if bool((free != free[:1]).any()):
+                return r.new_zeros(())
+            free = free[0]
+        span = D * free if each_atom else D
+        basis, sizes, _ = torch.linalg.svd(torch.where(span.isfinite(), span, 0), full_matrices=False)
+        basis = basis * (sizes > sizes[0] * max(D.shape) * torch.finfo(D.dtype).eps)
+        part = r @ basis @ basis.mT
+        return part if each_atom else torch.where(free, part, 0)
 
     def to(self, dtype: torch.dtype) -> Weights:
         """The same in another precision."""

@@ -30,7 +30,7 @@ def _solve(
     sample, spread = unit(x, a_row=True), unit(D, a_row=False)
     weights = Weights(a, b if curved else None, nonnegative).scaled(sample, spread)
     x, D, scale = x / sample, D / spread, sample / spread
-    fused = lasso_codes(x, D, weights.a, weights.b, nonnegative, scale, tol, max_iter)
+    fused = None if weights.free() else lasso_codes(x, D, weights.a, weights.b, nonnegative, scale, tol, max_iter)
     if fused is not None:
         return fused
     code, passes = greedy(x, D, weights, tol, max_iter)

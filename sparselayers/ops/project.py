@@ -157,7 +157,15 @@ def compete(v: Tensor, t: float | Tensor, metric: Tensor | None = None) -> Tenso
     if v.shape[-1] == 0:
         return v.clone()
     if not isinstance(t, Tensor) and t == math.inf:
-        return torch.zeros_like(v)
+        return torch.where(v.isnan(), v, 0)
+    if isinstance(t, Tensor):
+        endless = t == math.inf
+        return torch.where(endless & ~v.isnan(), 0, _compete(v, torch.where(endless, 0, t), metric))
+    return _compete(v, t, metric)
+
+
+def _compete(v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
+    """`compete` for a finite t and rows that are not empty."""
     rows = upcast(v)
     fused = project_rows(rows, t, 0.0, 1.0, signed=True) if metric is None else None
     if fused is not None:

@@ -7,11 +7,12 @@ strength of exactly 0 is bitwise the identity, with derivative 1 even at 0.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, soft
 from .norm import norm, strength
 
 
@@ -39,7 +40,10 @@ def soft_threshold(v: Tensor, t: float | Tensor) -> Tensor:
     checks.floating(v, "v")
     checks.per_entry(t, v, "t")
     if isinstance(t, Tensor):
-        return torch.where(t == 0, v, v - v.clamp(-t, t)).to(v.dtype)
+        if soft.serves(v, t):
+            return cast(Tensor, soft.SoftThreshold.apply(v, t))
+        below = (v.detach().abs() <= t.detach()) & (t.detach() != 0)
+        return torch.where(below, 0, v - t * v.detach().sign()).to(v.dtype)
     if t == 0:
         return v.clone()
     return torch.nn.functional.softshrink(v, min(t, torch.finfo(v.dtype).max))

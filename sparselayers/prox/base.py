@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
 from ..ops.norm import upcast
 
 
@@ -60,8 +61,15 @@ class Penalty(ABC):
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         """`prox` for arguments already checked; `metric` has the shape of v, in at least 32 bits."""
 
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        """`prox` of rows (m, n) in place, without a graph, by a kernel; False where none serves, and nothing is done."""
+        return False
+
     def lam_max(self, c: Tensor, step: float | Tensor = 1.0) -> Tensor:
-        """The smallest lam with prox(step c, step lam) = 0, row by row: (..., n) -> (...,); ValueError where there is none."""
+        """The smallest lam with prox(step c, step lam) = 0, row by row: (..., n) -> (...,); ValueError where there is none.
+
+        For 16-bit c it is in float32 where it is not proportional to c.
+        """
         checks.floating(c, "c")
         checks.axis(-1, c, "c")
         return self._lam_max(c, step)
@@ -76,9 +84,12 @@ def _with_metric() -> list[str]:
     return sorted(cls.__name__ for cls in Penalty.__subclasses__() if cls.has_metric)
 
 
-def nudged_up(lam: Tensor) -> Tensor:
-    """`lam` raised by a few rounding errors, where prox(step c, step lam) computes the same number by another route."""
-    return lam * (1 + 8 * torch.finfo(lam.dtype).eps)
+def nudged_up(lam: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`lam` raised by a few rounding errors, where prox(step c, step lam) computes the same number by another route.
+
+    `dtype` is that of c where lam has another: a strength that goes with c² leaves the range of 16 bits.
+    """
+    return lam * (1 + 8 * torch.finfo(dtype or lam.dtype).eps)
 
 
 @dataclass(frozen=True)

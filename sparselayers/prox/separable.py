@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
+from ..ops.kernels.weights import shrink_
 from ..ops.norm import upcast
 from ..ops.shrink import hard_bound, hard_threshold, soft_threshold
 from .base import Penalty, nudged_up
@@ -41,6 +43,9 @@ class L1(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         return soft_threshold(v, in_metric(t, metric))
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return shrink_(rows, t, 0.0, metric)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         return c.abs().amax(-1)
@@ -142,7 +147,7 @@ class L0(Penalty):
     r"""The number of nonzero entries, R(v) = ‖v‖_0.
 
     prox: v where abs(v) > sqrt(2 t), else 0 (a tie goes to zero);  in a metric d the bound is sqrt(2 t / d).
-    lam_max: step max(c)² / 2.
+    lam_max: step max(c²) / 2.
 
     Source: Blumensath and Davies, J. Fourier Anal. Appl. 2008.
 
@@ -164,7 +169,8 @@ class L0(Penalty):
         return hard_threshold(v, hard_bound(in_metric(t, metric)))
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
-        return nudged_up(step * c.square().amax(-1) / 2)
+        largest = upcast(c).abs().amax(-1)
+        return nudged_up(step * largest * (largest / 2), c.dtype)
 
 
 def nearly_nonnegative(v: Tensor) -> Tensor:
