@@ -28,6 +28,7 @@ def run(script: str, *options: str) -> None:
         ("prox.py", 2),
         ("coding.py", 2),
         ("lasso.py", 1),
+        ("simplex.py", 4),
         ("lista.py", 1),
     ],
 )
@@ -42,6 +43,8 @@ def test_quick_run_writes_the_promised_keys(tmp_path: Path, script: str, n_table
     for table in results["tables"]:
         assert set(table) == {"what", "rows"}
         assert table["rows"]
+        if script == "simplex.py" and table in results["tables"][2:]:
+            continue  # memory and accuracy
         if script not in ("lasso.py", "lista.py") and (
             script not in ("mappings.py", "attention.py") or table is not results["tables"][-1]
         ):
