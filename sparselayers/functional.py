@@ -8,6 +8,7 @@ from .coding.ista import fista, ista
 from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
+from .coding.subgradient import subgradient_descent
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
 from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
@@ -49,5 +50,6 @@ __all__ = [
     "sparsemax",
     "sparsemax_loss",
     "ssbs",
+    "subgradient_descent",
     "topk_simplex",
 ]
