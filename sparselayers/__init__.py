@@ -46,8 +46,10 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.strength import DensityTarget, LamSchedule, lam_path
 
 __version__ = "0.1.0"
 
@@ -72,6 +74,7 @@ __all__ = [
     "Constant",
     "ConvFISTA",
     "ConvISTA",
+    "DensityTarget",
     "ElasticNet",
     "Entmax",
     "Entmax15",
@@ -82,11 +85,14 @@ __all__ = [
     "Grouped",
     "Homotopy",
     "L1Ball",
+    "LamSchedule",
     "LInf",
     "MultiheadAttention",
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "ProxAdamW",
+    "ProxSGD",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",
@@ -103,6 +109,7 @@ __all__ = [
     "UnitNorm",
     "functional",
     "kernels",
+    "lam_path",
     "restore_attention",
     "sparsity_report",
     "swap_attention",
