@@ -49,7 +49,7 @@ from .schedules import Constant, Homotopy
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
-from .sparsify.strength import DensityTarget, LamSchedule, lam_path
+from .sparsify.strength import LamSchedule, lam_path
 
 __version__ = "0.1.0"
 
@@ -74,7 +74,6 @@ __all__ = [
     "Constant",
     "ConvFISTA",
     "ConvISTA",
-    "DensityTarget",
     "ElasticNet",
     "Entmax",
     "Entmax15",

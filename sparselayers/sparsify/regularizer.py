@@ -29,7 +29,7 @@ class Regularizer:
     Args:
         model: any nn.Module; the regularizer keeps parameter names, not parameters.
         penalty: any penalty; it sees each group as a row.
-        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`, `DensityTarget`. May be
+        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`. May be
             reassigned between steps (`regularizer.lam = ...`); reading it gives the strength in use.
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
@@ -163,7 +163,8 @@ class Regularizer:
         caught that have a gradient g. It is 0 where the gradient and the penalty's pull cancel, and 1 without a penalty.
 
         Args:
-            step: lr, with D = 1; or an optimizer, for its lr and, where it has one and has taken a step, its D.
+            step: lr, with D = 1; or an optimizer, for the lr it started with and, where it has one and has taken a step,
+                its D.
         """
         return stationarity(self.penalty, self.blocks, self._caught(), step, self.lam)
 
@@ -184,13 +185,7 @@ class Regularizer:
     def _advance(self) -> None:
         """A step was taken: what moves lam moves it."""
         if self._rule is not None:
-            self._progress = self._rule.advance(self._progress, self._density)
-
-    def _density(self) -> Tensor:
-        """The share of entries caught that are not zero, a 0-d tensor."""
-        caught = list(self._caught().values())
-        nonzero = torch.stack([torch.count_nonzero(p.detach()).to(caught[0].device) for p in caught]).sum()
-        return nonzero / sum(p.numel() for p in caught)
+            self._progress = self._rule.advance(self._progress)
 
     def __repr__(self) -> str:
         return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {len(self.names)} parameters)"

@@ -47,7 +47,9 @@ def _rates(moving: Mapping[str, nn.Parameter], step: float | Tensor | Optimizer)
         return {name: Rate(step) for name in moving}
     known = isinstance(step, tuple(KNOWN)) and all(step.state.get(p) for p in moving.values())
     rates = adaptive(step) if known else euclidean(step)
-    held = {name: rates[id(p)] for name, p in moving.items() if id(p) in rates}
+    # A scheduler may have brought lr to 0, where every point looks stationary.
+    start = {id(p): group.get("initial_lr", group["lr"]) for group in step.param_groups for p in group["params"]}
+    held = {name: rates[id(p)]._replace(lr=start[id(p)]) for name, p in moving.items() if id(p) in rates}
     if not held:
         raise ValueError("the optimizer holds none of the parameters caught that have a gradient; give lr instead")
     return held

@@ -1,8 +1,7 @@
-"""How a regularizer's strength lam runs over training: a schedule, a target for the density, a path for a sweep."""
+"""How a regularizer's strength lam runs over training: a schedule, a path for a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,8 +19,8 @@ class Rule(Protocol):
     def initial(self) -> State:
         """The state before the first prox step."""
 
-    def advance(self, state: State, density: Callable[[], Tensor]) -> State:
-        """The state after a prox step; `density()` counts the share of weights that are not zero."""
+    def advance(self, state: State) -> State:
+        """The state after a prox step."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class LamSchedule:
 
     Source: Zhu and Gupta 2017 (the cubic form, there of a sparsity).
 
-    When not to use: to meet a given density (`DensityTarget`).
+    When not to use: to sweep over strengths with a training run for each (`lam_path`).
 
     >>> import sparselayers as sl
     >>> [round(sl.LamSchedule(1.0, warmup=4, power=3).at(k), 3) for k in range(6)]
@@ -71,65 +70,9 @@ class LamSchedule:
     def initial(self) -> State:
         return {"k": 0, "lam": self.at(0)}
 
-    def advance(self, state: State, density: Callable[[], Tensor]) -> State:
+    def advance(self, state: State) -> State:
         k = int(state["k"]) + 1
         return {"k": k, "lam": self.at(k)}
-
-
-@dataclass(frozen=True)
-class DensityTarget:
-    r"""lam as the multiplier of the constraint "a share `density` of the caught weights is not zero".
-
-    Every `every` prox steps, with d the share of weights that are not zero:
-    log lam <- log lam + rate (d - density) + damping (d - d before),      d counted exactly.
-
-    lam grows while there are too many weights and falls when there are too few; `damping` looks ahead, as the weights
-    answer late. On a logarithm no scale of lam need be known.
-
-    Args:
-        density: in [0, 1], the share to be left of all weights caught.
-        start: the first strength, > 0.
-        rate: >= 0, of the ascent.
-        damping: >= 0, the weight of the change of d.
-        every: prox steps between two counts; a count reads all weights once.
-
-    Raises: ValueError for a number out of range, TypeError where `every` is not an integer.
-
-    Source: Gallego-Posada et al. 2022 (density as a constraint); Sohrabi et al. 2024 (damping of the multiplier), there
-    with gates and without the logarithm.
-
-    When not to use: with groups so large that one of them is more than the accuracy wanted; with a penalty that gives no
-    zeros (Ridge, LInf).
-
-    >>> import torch, sparselayers as sl
-    >>> target = sl.DensityTarget(0.1, start=1.0, rate=1.0, damping=0.0, every=1)
-    >>> target.advance(target.initial(), lambda: torch.tensor(0.5))["lam"]
-    tensor(1.4918)
-    """
-
-    density: float
-    start: float = 1e-4
-    rate: float = 0.2
-    damping: float = 20.0
-    every: int = 10
-
-    def __post_init__(self) -> None:
-        checks.number(self.density, "density", low=0.0, high=1.0)
-        checks.number(self.start, "start", low=0.0, open_low=True)
-        checks.number(self.rate, "rate", low=0.0)
-        checks.number(self.damping, "damping", low=0.0)
-        checks.count(self.every, "every")
-
-    def initial(self) -> State:
-        return {"k": 0, "lam": self.start}
-
-    def advance(self, state: State, density: Callable[[], Tensor]) -> State:
-        k = int(state["k"]) + 1
-        if k % self.every:
-            return {**state, "k": k}
-        now = density()
-        log = self.rate * (now - self.density) + self.damping * (now - state.get("density", now))
-        return {"k": k, "lam": state["lam"] * log.exp(), "density": now}
 
 
 def lam_path(lam_max: float | Tensor, n: int = 10, ratio: float = 1e-2) -> Tensor:
