@@ -8,6 +8,7 @@ from .coding.ista import fista, ista
 from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
+from .coding.subgradient import subgradient_descent
 from .coding.target import TargetResult, lasso_target_k
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
@@ -52,5 +53,6 @@ __all__ = [
     "sparsemax",
     "sparsemax_loss",
     "ssbs",
+    "subgradient_descent",
     "topk_simplex",
 ]
