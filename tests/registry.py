@@ -256,6 +256,7 @@ OPERATORS: list[Operator] = [
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
+    Operator("subgradient_descent", _coded(F.subgradient_descent), _codes, (True, False, True)),
     Operator("lasso", _converged(300), _lasso, (True, False, True), _converged(40)),
     Operator(
         "lasso(ElasticNet)",

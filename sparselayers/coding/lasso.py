@@ -97,11 +97,17 @@ def lasso(
         found = _unrolled(x, D, lam, penalty, tol, max_iter)
     else:
         found = solve(x, D, lam, penalty, tol=tol, max_iter=max_iter)
-        if backward == "implicit":
-            found = found._replace(code=with_derivative(found.code, x, D, lam, penalty))
-        elif backward == "truncated":
-            found = found._replace(code=_last_steps(found.code, x, D, lam, penalty, backward_steps))
+        found = found._replace(code=differentiable(found.code, x, D, lam, penalty, backward, backward_steps))
     return LassoResult(found.code.to(dtype), found.gap, found.iterations)
+
+
+def differentiable(
+    z: Tensor, x: Tensor, D: Tensor, lam: float | Tensor, penalty: Penalty, backward: Backward, steps: int
+) -> Tensor:
+    """The code z of an optimum, which carries no graph, with the derivative that `backward` names."""
+    if backward == "implicit":
+        return with_derivative(z, x, D, lam, penalty)
+    return _last_steps(z, x, D, lam, penalty, steps) if backward == "truncated" else z
 
 
 def check_options(penalty: Penalty, tol: float, max_iter: int, backward: str, backward_steps: int) -> None:
