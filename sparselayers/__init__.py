@@ -45,6 +45,7 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.heads import Heads
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
 
@@ -79,6 +80,7 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "Heads",
     "Homotopy",
     "L1Ball",
     "LInf",
