@@ -8,6 +8,7 @@ from .attention.swap import restore_attention, swap_attention
 from .coding.conv import ConvFISTA, ConvISTA
 from .coding.layers import FISTA, ISTA
 from .coding.lista import LISTA
+from .coding.sparse_coder import SparseCoder
 from .coding.support_selection import SupportSelection
 from .coding.unit_norm import UnitNorm, unit_norm
 from .mappings.entmax import Entmax
@@ -48,6 +49,7 @@ from .schedules import Constant, Homotopy
 from .sparsify.heads import Heads
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.splitting import PenaltyDecomposition
 
 __version__ = "0.1.0"
 
@@ -88,6 +90,7 @@ __all__ = [
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "PenaltyDecomposition",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",
@@ -95,6 +98,7 @@ __all__ = [
     "Simplex",
     "SoftThreshold",
     "SparseAttention",
+    "SparseCoder",
     "SparseGroup",
     "Sparsemax",
     "SparsemaxLoss",

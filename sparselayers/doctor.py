@@ -87,6 +87,7 @@ def _operators() -> list[Check]:
         _try("waterline", "sparsemax has its known answer", _waterline),
         _try("prox", "soft threshold has its known answer and slope", _prox),
         _try("codes", "ISTA on an orthonormal dictionary; zeros at lam_max", _codes),
+        _try("lasso", "a certified code has its known value and slope", _lasso),
         _try("attention", "softmax as in torch; sparse rows sum to 1", _attention),
         _try("scale-free", "attention is the same after a scale and a shift", _scale_free),
         _try("weights", "a group lasso step removes the small row only", _weights),
@@ -121,6 +122,13 @@ def _codes() -> bool:
     code = F.ista(x, torch.eye(2), 0.5, depth=1)
     nothing = F.fista(x, torch.eye(2), 1.0, depth=5, schedule=sl.Homotopy())
     return torch.allclose(code, torch.tensor([0.5, 0.0])) and not nothing.any()
+
+
+def _lasso() -> bool:
+    x = torch.tensor([1.0, -0.2], requires_grad=True)
+    found = F.lasso(x, torch.eye(2), 0.5)
+    (slope,) = torch.autograd.grad(found.code.sum(), x)
+    return torch.allclose(torch.stack([found.code.detach(), slope]), torch.tensor([[0.5, 0.0], [1.0, 0.0]]))
 
 
 def _attention() -> bool:

@@ -5,8 +5,11 @@ from .attention.dot_product import scaled_dot_product_attention
 from .attention.scale_free import scale_free_attention
 from .attention.simplex import SimplexResult, simplex_least_squares
 from .coding.ista import fista, ista
+from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
+from .coding.subgradient import subgradient_descent
+from .coding.target import TargetResult, lasso_target_k
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
 from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
@@ -18,7 +21,9 @@ from .ops.shrink import group_soft_threshold, hard_threshold, sigshrink, soft_th
 from .ops.spectral import analytic_weight
 
 __all__ = [
+    "LassoResult",
     "SimplexResult",
+    "TargetResult",
     "Thresholded",
     "analytic_rate",
     "affine_least_squares",
@@ -34,6 +39,8 @@ __all__ = [
     "group_soft_threshold",
     "hard_threshold",
     "ista",
+    "lasso",
+    "lasso_target_k",
     "project_budget",
     "project_l1_ball",
     "project_simplex",
@@ -46,5 +53,6 @@ __all__ = [
     "sparsemax",
     "sparsemax_loss",
     "ssbs",
+    "subgradient_descent",
     "topk_simplex",
 ]

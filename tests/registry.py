@@ -189,6 +189,14 @@ def _affine_of_some(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
 
 
 _queries = (2 * _randn(2, 2, 1, seed=5), _randn(2, 3, 1, seed=6), _randn(2, 3, 2, seed=7))
+
+
+def _converged(max_iter: int, **options: object) -> Callable[..., Tensor]:
+    return lambda x, D, lam: F.lasso(x, D, lam, tol=1e-13, max_iter=max_iter, **options).code
+
+
+_unit = _D / _D.norm(dim=0)
+_lasso = (_x, _unit, _rand(3, 1, low=0.3, high=0.6))
 _codes = (_x, _D, _rand(3, 1, low=0.1, high=0.3))
 OPERATORS: list[Operator] = [
     *map(_prox, PENALTIES),
@@ -248,6 +256,16 @@ OPERATORS: list[Operator] = [
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
+    Operator("subgradient_descent", _coded(F.subgradient_descent), _codes, (True, False, True)),
+    Operator("lasso", _converged(300), _lasso, (True, False, True), _converged(40)),
+    Operator(
+        "lasso(ElasticNet)",
+        _converged(300, penalty=sl.ElasticNet(0.4)),
+        _lasso,
+        (True, False, True),
+        _converged(40, penalty=sl.ElasticNet(0.4)),
+    ),
+    Operator("lasso(unroll)", _converged(4, backward="unroll"), _lasso, (True, False, True)),
     Operator("ridge", F.ridge, _codes, (True, False, True)),
     Operator("analytic_weight", F.analytic_weight, (_D,), (False,)),
     Operator("affine_least_squares", _affine, (_x, _randn(8, 5, seed=6), _rand(1)), (True, False, False)),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
 from ..ops.norm import upcast
 
 
@@ -59,6 +60,10 @@ class Penalty(ABC):
     @abstractmethod
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         """`prox` for arguments already checked; `metric` has the shape of v, in at least 32 bits."""
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        """`prox` of rows (m, n) in place, without a graph, by a kernel; False where none serves, and nothing is done."""
+        return False
 
     def lam_max(self, c: Tensor, step: float | Tensor = 1.0) -> Tensor:
         """The smallest lam with prox(step c, step lam) = 0, row by row: (..., n) -> (...,); ValueError where there is none.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
+from ..ops.kernels.weights import compete_, shrink_
 from ..ops.norm import norm, strength, upcast
 from ..ops.project import clip_l1, compete
 from ..ops.root import newton_root
@@ -81,6 +83,9 @@ class GroupL2(Penalty):
         t = size_weight(v, self.sqrt_size) * t
         return group_scale(v, t) if metric is None else group_scale_in(v, t, metric)
 
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return shrink_(rows, 0.0, size_weight(rows, self.sqrt_size) * t, metric)
+
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         length = norm(c).squeeze(-1).to(c.dtype)
         return nudged_up(length / size_weight(c, self.sqrt_size)) if c.shape[-1] else length
@@ -151,17 +156,23 @@ class SparseGroup(Penalty):
     def _weights(self, v: Tensor) -> tuple[float, float]:
         return self.ratio, (1 - self.ratio) * size_weight(v, self.sqrt_size)
 
+    def _strengths(self, v: Tensor, t: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """t times each weight; 0 times an infinite t is no number."""
+        entry, group = self._weights(v)
+        return entry * t if entry else 0.0, group * t if group else 0.0
+
     def value(self, v: Tensor) -> Tensor:
         entry, group = self._weights(v)
         return entry * v.abs().sum(-1) + group * norm(v).squeeze(-1).to(v.dtype)
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
-        entry, group = self._weights(v)
-        by_entry = entry * t if entry else 0.0  # 0 times an infinite t is no number
-        by_group = group * t if group else 0.0
+        by_entry, by_group = self._strengths(v, t)
         if metric is None:
             return group_scale(soft_threshold(v, by_entry), by_group)
         return group_scale_in(soft_threshold(upcast(v), by_entry / metric), by_group, metric)
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return shrink_(rows, *self._strengths(rows, t), metric)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         entry, group = self._weights(c)
@@ -206,6 +217,9 @@ class Exclusive(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         return compete(v, t, metric)
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return metric is None and compete_(rows, t)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
+from ..ops.kernels.weights import shrink_
 from ..ops.norm import upcast
 from ..ops.shrink import hard_bound, hard_threshold, soft_threshold
 from .base import Penalty, nudged_up
@@ -41,6 +43,9 @@ class L1(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         return soft_threshold(v, in_metric(t, metric))
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return shrink_(rows, t, 0.0, metric)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         return c.abs().amax(-1)

@@ -1,0 +1,169 @@
+"""Prox steps on weights in place: the kernels against plain torch operations, in every layout and metric."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparselayers as sl
+from sparselayers.ops.diagonal import Diagonal
+from sparselayers.ops.kernels.weights import compete_, shrink_
+from sparselayers.sparsify.groups import cut_model
+from sparselayers.sparsify.multitensor import SMALL, Weighted, prox_
+
+pytest.importorskip("numba")
+
+FAMILY = [
+    sl.L1(),
+    sl.GroupL2(),
+    sl.GroupL2(sqrt_size=True),
+    sl.SparseGroup(),
+    sl.SparseGroup(ratio=0.1),
+    sl.Exclusive(),
+]
+SERVED_IN_METRIC = [p for p in FAMILY if not isinstance(p, sl.Exclusive)]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0) -> Tensor:
+    return (scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def metric_of(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Five decades, as in Adam."""
+    return 10.0 ** (randn(*shape, seed=1).sigmoid() * 5 - 4).to(dtype)
+
+
+def close(found: Tensor, exact: Tensor, scale: float = 1.0) -> None:
+    rounding = 1e-13 if found.dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(found.double() / scale, exact.double() / scale, rtol=20 * rounding, atol=10 * rounding)
+
+
+def plain(penalty: sl.Penalty, v: Tensor, t: float | Tensor, metric: Tensor | None = None) -> Tensor:
+    """In float64, by torch operations."""
+    t = t.double() if isinstance(t, Tensor) else t
+    with sl.kernels(False):
+        return penalty.prox(v.double(), t, None if metric is None else metric.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e18])
+@pytest.mark.parametrize("n", [1, 5, 64, 2100])
+@pytest.mark.parametrize("penalty", FAMILY, ids=repr)
+@torch.no_grad()
+def test_a_kernel_gives_what_torch_gives(penalty: sl.Penalty, n: int, scale: float, dtype: torch.dtype) -> None:
+    v, t = randn(40, n, dtype=dtype, scale=scale), 0.3 * (1.0 if penalty == sl.Exclusive() else scale)
+    v[3] = 0
+    each = torch.linspace(0, 2 * t, 40, dtype=torch.float64).unsqueeze(-1)
+    for strength in (t, 0.0, torch.tensor(t, dtype=torch.float64), each):
+        found = v.clone()
+        assert penalty._prox_(found, strength, None)
+        close(found, plain(penalty, v, strength), scale)
+        assert torch.equal(found[3], v[3])
+    for metric in (metric_of(40, n, dtype=dtype), None):
+        found = v.clone()
+        if metric is not None and penalty in SERVED_IN_METRIC:
+            assert penalty._prox_(found, t, metric)
+            close(found, plain(penalty, v, t, metric), scale)
+        assert penalty._prox_(found.copy_(v), 0.0, metric) == (metric is None or penalty in SERVED_IN_METRIC)
+        assert torch.equal(found, v), "t = 0 is bitwise the identity"
+
+
+@pytest.mark.parametrize("penalty", FAMILY, ids=repr)
+@torch.no_grad()
+def test_ends_of_the_range(penalty: sl.Penalty) -> None:
+    v = randn(6, 70)
+    v[1], v[2, 5] = 0, math.nan
+    for metric in (None, metric_of(6, 70)):
+        if metric is not None and penalty not in SERVED_IN_METRIC:
+            continue
+        found = v.clone()
+        assert penalty._prox_(found, 0.2, metric)
+        spoilt = found[2].isnan()
+        assert spoilt[5]
+        assert spoilt.all() or isinstance(penalty, sl.L1), "an entry of its own where the penalty is separable"
+        assert not found[[0, 1, 3, 4, 5]].isnan().any()
+        assert (found[1] == 0).all()
+    found = v.clone()
+    if not isinstance(penalty, sl.Exclusive):
+        assert penalty._prox_(found, math.inf, None)
+        assert (found[[0, 1, 3, 4, 5]] == 0).all()
+
+
+@torch.no_grad()
+def test_a_metric_as_an_optimizer_keeps_it() -> None:
+    second = metric_of(30, 40)
+    held = Diagonal(second, 2.0, 0.01, 0.05)
+    whole = (second.sqrt() * 2 + 0.01).clamp_min(0.05)
+    torch.testing.assert_close(held.whole(), whole)
+    torch.testing.assert_close(held._replace(least=torch.tensor(0.05, dtype=torch.float64)).whole(), whole)
+    for penalty in SERVED_IN_METRIC:
+        v = randn(30, 40)
+        found = v.clone()
+        assert penalty._prox_(found, 0.02, held)
+        close(found, plain(penalty, v, 0.02, whole))
+
+
+@torch.no_grad()
+def test_what_no_kernel_takes() -> None:
+    v = randn(8, 6)
+    assert not shrink_(v.T, 0.1, 0.1, None), "rows that are not rows in memory"
+    assert not shrink_(v.bfloat16(), 0.1, 0.1, None)
+    assert not shrink_(v, 0.1, 0.1, torch.ones(8, 6)), "a metric of another dtype"
+    assert not shrink_(v, 0.1, 0.1, torch.ones(6, dtype=torch.float64))
+    assert not compete_(v[:, :3], 0.1)
+    with torch.enable_grad():
+        assert not shrink_(v, 0.1, 0.1, None), "a graph wants the plain path"
+    with sl.kernels(False):
+        assert not shrink_(v, 0.1, 0.1, None)
+
+
+@torch.no_grad()
+def test_a_change_in_place_is_told_to_autograd() -> None:
+    for change in (lambda v: shrink_(v, 0.1, 0.0, None), lambda v: compete_(v, 0.1)):
+        v = randn(8, 6)
+        before = v._version
+        assert change(v)
+        assert v._version > before
+
+
+LAYERS = {
+    "small": lambda: nn.Linear(7, 6),
+    "large": lambda: nn.Linear(500, 300),
+    "convolution": lambda: nn.Conv2d(60, 70, 5),
+    "channels_last": lambda: nn.Conv2d(60, 70, 5).to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", ["output", "input", "element", "neuron"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("penalty", [sl.L1(), sl.SparseGroup(), sl.Exclusive(), sl.LInf()], ids=repr)
+@torch.no_grad()
+def test_every_layout_and_metric(penalty: sl.Penalty, layer: str, groups: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = LAYERS[layer]().to(dtype)
+    assert layer == "small" or model.weight.numel() > SMALL
+    (block,) = cut_model(model, groups, None)
+    parameters = dict(model.named_parameters())
+    views = tuple(part.cut(parameters[part.name]) for part in block)
+    states = [torch.rand_like(parameters[part.name]) * 1e-2 for part in block]
+    held = tuple(Diagonal(part.cut(s), 1.0, 0.01, 0.02) for part, s in zip(block, states, strict=True))
+    for metric in (None, held):
+        old = {name: p.clone() for name, p in parameters.items()}
+        skip, go = torch.tensor(True), torch.tensor(False)
+        prox_(penalty, [Weighted(block, views, 0.004, metric)], skip)
+        assert all(torch.equal(p, old[name]) for name, p in parameters.items())
+        rows = torch.cat([part.rows(part.cut(old[part.name])) for part in block], 1)
+        d = None if metric is None else torch.cat([p.rows(h.whole()) for p, h in zip(block, held, strict=True)], 1)
+        exact = plain(penalty, rows, 0.004, d)
+        prox_(penalty, [Weighted(block, views, 0.004, metric)], go)
+        found = torch.cat([part.rows(view) for part, view in zip(block, views, strict=True)], 1)
+        if dtype == torch.bfloat16:
+            torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-4)
+        else:
+            close(found, exact)
+        for name, p in parameters.items():
+            p.copy_(old[name])
