@@ -48,6 +48,7 @@ from .prox import (
 from .schedules import Constant, Homotopy
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.splitting import PenaltyDecomposition
 
 __version__ = "0.1.0"
 
@@ -87,6 +88,7 @@ __all__ = [
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "PenaltyDecomposition",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",
