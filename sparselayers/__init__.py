@@ -46,6 +46,7 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.gates import HardConcrete
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
 from .sparsify.splitting import PenaltyDecomposition
@@ -81,6 +82,7 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "HardConcrete",
     "Homotopy",
     "L1Ball",
     "LInf",
