@@ -46,8 +46,8 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
-from .sparsify.heads import Heads
 from .sparsify.gates import HardConcrete
+from .sparsify.heads import Heads
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
 from .sparsify.splitting import PenaltyDecomposition
