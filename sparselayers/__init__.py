@@ -46,8 +46,10 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.gates import HardConcrete
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.splitting import PenaltyDecomposition
 
 __version__ = "0.1.0"
 
@@ -80,6 +82,7 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "HardConcrete",
     "Homotopy",
     "L1Ball",
     "LInf",
@@ -87,6 +90,7 @@ __all__ = [
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "PenaltyDecomposition",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",

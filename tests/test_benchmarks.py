@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def run(script: str, *options: str) -> None:
     [
         pytest.param("mappings.py", 4, marks=pytest.mark.slow),
         ("attention.py", 2),
-        ("prox.py", 2),
+        ("prox.py", 3 if importlib.util.find_spec("torchao") else 2),
         ("coding.py", 2),
         ("lasso.py", 1),
         ("simplex.py", 4),
