@@ -47,6 +47,7 @@ from .prox import (
 )
 from .schedules import Constant, Homotopy
 from .sparsify.gates import HardConcrete
+from .sparsify.heads import Heads
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
 from .sparsify.splitting import PenaltyDecomposition
@@ -82,6 +83,7 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "Heads",
     "HardConcrete",
     "Homotopy",
     "L1Ball",

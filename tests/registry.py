@@ -57,7 +57,6 @@ PENALTIES: list[sl.Penalty] = [
     sl.SparseGroupL0(ratio=1.0),
     sl.SparseGroupL0(ratio=0.0),
     sl.Grouped(sl.GroupL2(), size=2),
-    sl.Grouped(sl.GroupExclusive(), size=3),
     sl.Grouped(sl.Exclusive(), size=3),
     sl.Grouped(sl.L1(), size=2),
 ]

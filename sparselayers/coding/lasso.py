@@ -59,7 +59,7 @@ def lasso(
             "implicit": exact on the support, in memory that does not grow with the passes of the solver. Where the atoms
             of the support are dependent, the derivative of least norm. Other penalties than the three above: exact at the
             fixed point, with n_atoms² entries a sample.
-            "unroll": through steps of FISTA, all of which are kept; D long unrolled loses digits off the support.
+            "unroll": through steps of FISTA, all of which are kept; errors gather while the support still changes.
             "truncated": through the last `backward_steps` steps of FISTA, run on from the optimum.
             "danskin": the code is a constant. For a loss that is the Lasso's own value this is its exact gradient.
         backward_steps: steps that "truncated" keeps.
