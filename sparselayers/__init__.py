@@ -46,9 +46,12 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.gates import HardConcrete
+from .sparsify.heads import Heads
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.splitting import PenaltyDecomposition
 from .sparsify.strength import LamSchedule, lam_path
 
 __version__ = "0.1.0"
@@ -82,6 +85,8 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "Heads",
+    "HardConcrete",
     "Homotopy",
     "L1Ball",
     "LamSchedule",
@@ -90,6 +95,7 @@ __all__ = [
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "PenaltyDecomposition",
     "ProxAdamW",
     "ProxSGD",
     "Regularizer",

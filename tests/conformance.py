@@ -84,7 +84,11 @@ class ByHand:
                 if p.grad is None or not any(p is self.model[i].weight for i in (0, 2)):
                     continue
                 old, t = p.detach().clone(), float(group["lr"]) * LAM
-                d = None if self.metric is None or isinstance(self.optimizer, SGD) else diagonal(self.optimizer, group, p)
+                d = (
+                    None
+                    if self.metric is None or isinstance(self.optimizer, SGD)
+                    else diagonal(self.optimizer, group, p)
+                )
                 p.data.copy_(PENALTY.prox(old, t, metric=d))
                 if isinstance(self.optimizer, SGD) and self.metric == "inside":
                     self.optimizer.state[p]["momentum_buffer"].add_((old - p.detach()) / group["lr"])
@@ -134,7 +138,10 @@ def param_groups(row: str) -> None:
 
 def scheduler(row: str) -> None:
     one, other = Trained(row), ByHand(row)
-    schedulers = [torch.optim.lr_scheduler.OneCycleLR(x.optimizer, 0.05, total_steps=9, cycle_momentum=False) for x in (one, other)]
+    schedulers = [
+        torch.optim.lr_scheduler.OneCycleLR(x.optimizer, 0.05, total_steps=9, cycle_momentum=False)
+        for x in (one, other)
+    ]
     for _ in range(8):
         for x, schedule in zip((one, other), schedulers, strict=True):
             x.step()

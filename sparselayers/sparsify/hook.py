@@ -39,7 +39,7 @@ class ProxHook:
         self.regularizer._apply({name: rate for name, (_, rate) in moved.items()}, skipped)
         for p, old, rate in before:
             if rate.momentum is not None:
-                _add_pull(rate.momentum, old - p, rate.lr)
+                _add_pull(rate.momentum, (old - p) * rate.share, rate.lr)
         self.regularizer._advance()
 
 
@@ -51,7 +51,9 @@ def _add_pull(momentum: Tensor, shift: Tensor, lr: float | Tensor) -> None:
         momentum.add_(shift, alpha=1 / lr)
 
 
-def weigh(block: Block, tensors: Mapping[str, Tensor], rates: Mapping[str, Rate], lam: float | Tensor) -> Weighted | None:
+def weigh(
+    block: Block, tensors: Mapping[str, Tensor], rates: Mapping[str, Rate], lam: float | Tensor
+) -> Weighted | None:
     """The views of a block with t = lr lam and the metric D; parts with different lr are one prox, t = lam in D / lr.
 
     A part without a rate stays as it is.
@@ -68,7 +70,9 @@ def weigh(block: Block, tensors: Mapping[str, Tensor], rates: Mapping[str, Rate]
     t = live[0][1].lr * lam
     if all(rate.metric is None for _, rate in live):
         return Weighted(parts, views, t)
-    return Weighted(parts, views, t, tuple(_cut(part, 1.0 if rate.metric is None else rate.metric) for part, rate in live))
+    return Weighted(
+        parts, views, t, tuple(_cut(part, 1.0 if rate.metric is None else rate.metric) for part, rate in live)
+    )
 
 
 def _alike(live: list[tuple[Part, Rate]]) -> bool:

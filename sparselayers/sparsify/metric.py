@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch import Tensor, nn
+from torch.optim import Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ..ops.diagonal import Diagonal
 from ..ops.norm import upcast
+from .cuts import Block
+from .sharded import Unsharded, is_sharded, whole
 
 LEAST_LR = 1e-12  # a part that does not move is one that hardly moves: its metric stays finite
 FLOOR = 0.01
 
 
 class Rate(NamedTuple):
-    """lr, D (1 where None), and a sum of past steps to which the prox's pull is to be added as a gradient is."""
+    """lr, D (1 where None), and a sum of past steps that takes the prox's pull on, as it takes gradients, in this share."""
 
     lr: float | Tensor
     metric: Diagonal | None = None
     momentum: Tensor | None = None
+    share: float = 1.0
 
 
 Rates = dict[int, Rate]  # by the parameter's id
@@ -40,16 +43,21 @@ def inertial(optimizer: Optimizer) -> Rates:
     """
     rates: Rates = {}
     for group, p in _moved(optimizer):
-        factor = (1 + group["momentum"] if group["nesterov"] else 1 - group["dampening"]) if group["momentum"] else 1
-        held = optimizer.state[p]["momentum_buffer"] if group["momentum"] else None
-        rates[id(p)] = Rate(group["lr"] * factor, None, held)
+        lr, share = group["lr"], 1 - group["dampening"]
+        if group["momentum"]:
+            ahead = 1 + group["momentum"] if group["nesterov"] else share
+            rates[id(p)] = Rate(lr * ahead, None, optimizer.state[p]["momentum_buffer"], share)
+        else:
+            rates[id(p)] = Rate(lr)
     return rates
 
 
 def adaptive(optimizer: Optimizer, floor: float = 0.0) -> Rates:
     """D as the optimizer divides by it, at least `floor` times its root mean square over the parameter."""
     diagonal = KNOWN[kind(optimizer)]
-    return {id(p): Rate(group["lr"], _floored(diagonal(optimizer.state[p], group), floor)) for group, p in _moved(optimizer)}
+    return {
+        id(p): Rate(group["lr"], _floored(diagonal(optimizer.state[p], group), floor)) for group, p in _moved(optimizer)
+    }
 
 
 def kind(optimizer: Optimizer) -> type[Optimizer]:
@@ -108,7 +116,7 @@ def _count(state: dict[str, Any], like: Tensor) -> Tensor:
 def _floored(d: Diagonal, floor: float) -> Diagonal:
     if not floor or not d.second.numel():
         return d
-    mean = torch.linalg.vector_norm(d.second, 1, dtype=upcast(d.second).dtype) / d.second.numel()
+    mean = whole(torch.linalg.vector_norm(d.second, 1, dtype=upcast(d.second).dtype)) / d.second.numel()
     # One NaN among the gradients makes the mean NaN; the floor then says nothing, and the other weights live on.
     return d._replace(least=torch.nan_to_num(floor * (mean.sqrt() * d.scale + d.shift), nan=0.0, posinf=0.0))
 
@@ -120,3 +128,17 @@ def per_lr(rate: Rate) -> float | Tensor | Diagonal:
         return 1 / lr
     d = rate.metric
     return Diagonal(d.second, d.scale / lr, d.shift / lr, d.least / lr)
+
+
+def unsharded_rates(
+    rates: Mapping[str, Rate], parameters: dict[str, nn.Parameter], blocks: Sequence[Block]
+) -> Mapping[str, Rate]:
+    """Rates whose D lies as the unsharded parameters do: of the same rows, or gathered with them."""
+    metrics = {name: rate.metric for name, rate in rates.items() if rate.metric is not None}
+    if not any(is_sharded(d.second) for d in metrics.values()):
+        return rates
+    seconds = Unsharded({**parameters, **{name: d.second for name, d in metrics.items()}}, blocks).tensors  # type: ignore[misc]
+    return {
+        name: rate if rate.metric is None else rate._replace(metric=rate.metric.over(seconds[name]))
+        for name, rate in rates.items()
+    }

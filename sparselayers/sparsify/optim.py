@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.optim import SGD, AdamW
@@ -166,8 +166,10 @@ class ProxAdamW(AdamW):
 
 
 def _several(regularizer: Regularizers) -> list[Regularizer]:
-    several = [] if regularizer is None else [regularizer] if isinstance(regularizer, Regularizer) else list(regularizer)
+    several = (
+        list(regularizer) if isinstance(regularizer, list | tuple) else [] if regularizer is None else [regularizer]
+    )
     for one in several:
         if not isinstance(one, Regularizer):
-            raise TypeError(f"regularizer must be a Regularizer or several, got {type(one).__name__}")
-    return several
+            raise TypeError(f"regularizer must be a Regularizer or a list of them, got {type(one).__name__}")
+    return cast(list[Regularizer], several)

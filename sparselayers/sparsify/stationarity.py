@@ -26,9 +26,13 @@ def stationarity(
     lam: float | Tensor,
 ) -> Tensor:
     """‖w - w'‖ / (‖w - v‖ + ‖v - w'‖) with v = w - lr D^-1 g, w' = prox(v); 0 where all three are equal."""
+    if not isinstance(step, Optimizer):
+        checks.number(step, "step", low=0.0, open_low=True)
     moving = {name: p for name, p in caught.items() if p.grad is not None}
     if not moving:
-        raise ValueError(f"stationarity() reads gradients, and none of {', '.join(caught)} has one; call loss.backward() first")
+        raise ValueError(
+            f"stationarity() reads gradients, and none of {', '.join(caught)} has one; call loss.backward() first"
+        )
     rates = _rates(moving, step)
     pulled = {name: _pulled(moving[name], rate) for name, rate in rates.items()}
     answered = {name: v.clone() for name, v in pulled.items()}
@@ -43,7 +47,6 @@ def stationarity(
 
 def _rates(moving: Mapping[str, nn.Parameter], step: float | Tensor | Optimizer) -> dict[str, Rate]:
     if not isinstance(step, Optimizer):
-        checks.number(step, "step", low=0.0, open_low=True)
         return {name: Rate(step) for name in moving}
     known = isinstance(step, tuple(KNOWN)) and all(step.state.get(p) for p in moving.values())
     rates = adaptive(step) if known else euclidean(step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..ops import checks
 State = dict[str, float | Tensor]  # "lam", the strength in use, and what a rule needs to go on
 
 
+@runtime_checkable
 class Rule(Protocol):
     """What `Regularizer(lam=...)` and `regularizer.lam = ...` take besides a number."""
 
