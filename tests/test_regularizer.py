@@ -63,6 +63,7 @@ SMOOTH = [(g, p) for g in KINDS for p in PENALTIES if not p.indicator and p.conv
 SMOOTH = [(g, p) for g, p in SMOOTH if g != "element" or not isinstance(p, sl.Grouped)]  # one entry has no blocks
 FINITE = [(p, g) for g in KINDS for p in PENALTIES if not p.indicator and p != sl.NonnegativeL1()]
 FINITE = [(p, g) for p, g in FINITE if g == "output" or not isinstance(p, sl.Grouped)]  # rows of 12 that blocks divide
+FINITE = [(p, g) for p, g in FINITE if g != "neuron" or p.has_metric]  # its parts have different lr
 
 
 @pytest.mark.parametrize(("groups", "penalty"), SMOOTH, ids=lambda x: x if isinstance(x, str) else repr(x))
