@@ -33,6 +33,7 @@ from .prox import (
     HoyerSquare,
     L1Ball,
     L1MinusL2,
+    LatentGroupL2,
     LHalf,
     LInf,
     LogSum,
@@ -46,8 +47,11 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.gates import HardConcrete
+from .sparsify.heads import Heads
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.splitting import PenaltyDecomposition
 
 __version__ = "0.1.0"
 
@@ -80,13 +84,17 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "Heads",
+    "HardConcrete",
     "Homotopy",
     "L1Ball",
     "LInf",
+    "LatentGroupL2",
     "MultiheadAttention",
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "PenaltyDecomposition",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",

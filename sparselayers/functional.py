@@ -9,6 +9,7 @@ from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
 from .coding.subgradient import subgradient_descent
+from .coding.target import TargetResult, lasso_target_k
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
 from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
@@ -22,6 +23,7 @@ from .ops.spectral import analytic_weight
 __all__ = [
     "LassoResult",
     "SimplexResult",
+    "TargetResult",
     "Thresholded",
     "analytic_rate",
     "affine_least_squares",
@@ -38,6 +40,7 @@ __all__ = [
     "hard_threshold",
     "ista",
     "lasso",
+    "lasso_target_k",
     "project_budget",
     "project_l1_ball",
     "project_simplex",

@@ -12,6 +12,7 @@ import sparselayers as sl
 import sparselayers.functional as F
 from sparselayers.coding.dictionaries import Conv
 from sparselayers.coding.ista import unrolled
+from sparselayers.sparsify.gates import hard_concrete
 
 PENALTIES: list[sl.Penalty] = [
     sl.L1(),
@@ -56,7 +57,6 @@ PENALTIES: list[sl.Penalty] = [
     sl.SparseGroupL0(ratio=1.0),
     sl.SparseGroupL0(ratio=0.0),
     sl.Grouped(sl.GroupL2(), size=2),
-    sl.Grouped(sl.GroupExclusive(), size=3),
     sl.Grouped(sl.Exclusive(), size=3),
     sl.Grouped(sl.L1(), size=2),
 ]
@@ -128,6 +128,10 @@ def _budget(v: Tensor, dim: int) -> Tensor:
     return F.project_budget(v, 2, dim)
 
 
+def _gates(log_alpha: Tensor, noise: Tensor) -> Tensor:
+    return hard_concrete(log_alpha, noise, 2 / 3, -0.1, 1.1)
+
+
 def _threshold(f: Callable[..., F.Thresholded]) -> Callable[..., Tensor]:
     return lambda *inputs: f(*inputs, return_threshold=True).threshold
 
@@ -188,6 +192,10 @@ def _affine_of_some(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
     return F.affine_least_squares(x, atoms, ridge, mask=torch.tensor([True, True, False, True]))
 
 
+def _latent(max_iter: int) -> sl.LatentGroupL2:
+    return sl.LatentGroupL2(((0, 1), (1, 2), (0, 2)), weights=(1.0, 0.8, 1.3), size=2, max_iter=max_iter)
+
+
 _queries = (2 * _randn(2, 2, 1, seed=5), _randn(2, 3, 1, seed=6), _randn(2, 3, 2, seed=7))
 
 
@@ -205,6 +213,9 @@ OPERATORS: list[Operator] = [
     _value(sl.HoyerSquare()),
     Operator("GroupHoyerSquare.value", sl.GroupHoyerSquare().value, (_randn(3, 4, 6, seed=3),), (True,)),
     *(_lam_max(p) for p in PENALTIES if has_lam_max(p)),
+    Operator("LatentGroupL2.prox", _latent(50).prox, (_v[:, :6], _rand(3, 1)), (True, True), _latent(1).prox),
+    Operator("LatentGroupL2.value", _latent(50).value, (_v[:, :6],), (True,), _latent(1).value),
+    Operator("LatentGroupL2.lam_max", _latent(50).lam_max, (_v[:, :6],), (True,)),
     Operator("soft_threshold", F.soft_threshold, (_v, _rand(3, 7)), (True, True)),
     Operator("hard_threshold", F.hard_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("group_soft_threshold", F.group_soft_threshold, (_v, _rand(3, 1)), (True, True)),
@@ -239,6 +250,7 @@ OPERATORS: list[Operator] = [
     *(Operator(f"loss({a}, probabilities)", _soft_loss(a), (_v, _p), (True, True)) for a in (1.0, 1.5, 2.0)),
     Operator("loss(alpha)", _alpha_loss, (_v, _p, _alphas.sub(1).sqrt()), (True,) * 3),
     Operator("loss(budget)", _soft_loss(_budget, omega=_half_square), (_v, 2 * _p), (True, True)),
+    Operator("hard_concrete", _gates, (_randn(3, 7, scale=0.3), _rand(3, 7, low=0.3, high=0.6)), (True, True)),
     Operator("SigShrink", sl.SigShrink(0.5, 3.0), (_v,), (True,)),
     Operator("SoftThreshold", sl.SoftThreshold(0.5), (_v,), (True,)),
     Operator("ista", _coded(F.ista), _codes, (True, False, True)),
