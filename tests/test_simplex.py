@@ -658,6 +658,27 @@ def test_a_query_inside_the_hull_with_little_locality(locality: float, kernels: 
         np.testing.assert_allclose(y, by_clarabel(q, atoms.numpy(), locality, 0.0), rtol=0, atol=1e-5)
 
 
+@KERNELS
+@pytest.mark.parametrize("locality", [0.0, 1e-4, 0.01])
+@pytest.mark.parametrize(("n", "d"), [(33, 8), (65, 2), (200, 5), (5, 3), (40, 1)])
+@pytest.mark.parametrize("kind", ["twice", "lattice", "line", "point"])
+def test_dependent_atoms_are_certified_with_few_weights(kind: str, n: int, d: int, locality: float, kernels: bool) -> None:
+    """Atoms that stand in one place, or on one line, must not fill the support: descent gives all of them weight."""
+    atoms, x = random(n, d, seed=1), 0.3 * random(4, d)
+    atoms = {
+        "twice": atoms[torch.arange(n) % ((n + 1) // 2)],
+        "lattice": atoms.round(),
+        "line": atoms[:, :1] * torch.ones(d, dtype=torch.float64),
+        "point": atoms[:1].expand(n, d),
+    }[kind]
+    with sl.kernels(kernels):
+        found = F.simplex_least_squares(x, atoms, locality=locality, tol=1e-12)
+    assert (found.gap <= 1e-12).all()
+    assert ((found.weights > 0).sum(-1) <= d + 1).all()
+    for q, y in zip(x.numpy(), found.weights.numpy(), strict=True):
+        assert true_gap(q, atoms.numpy(), y, locality) <= 1e-12
+
+
 @CASES
 @pytest.mark.parametrize(("locality", "ridge"), [(0.0, 0.0), (0.05, 0.0), (0.05, 0.02)])
 def test_the_derivative_against_differences_and_symmetries(case: str, locality: float, ridge: float) -> None:
