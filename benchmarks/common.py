@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 Row = dict[str, Any]
+THREADS = 2
 
 
 class Times(NamedTuple):
@@ -35,7 +36,7 @@ def arguments(script: str, description: str, data: str | None = None) -> argpars
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads of torch")
     parser.add_argument("--repeats", type=int, help="timed calls of each contestant")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes and few calls: a test of the script, no result"
@@ -148,9 +149,11 @@ def _cpu_model() -> str:
 def write(script: str, title: str, options: argparse.Namespace, where: Row, tables: list[Row]) -> None:
     """Print the tables, each {"what": sentence, "rows": [row, ...]}, and write them as JSON if a file is wanted."""
     device = "" if options.device == "cpu" else f" --device {options.device}"
+    threads = "" if options.threads == THREADS else f" --threads {options.threads}"
+    device += " --data DIR" if getattr(options, "data", None) else ""
     results = {
         "title": title,
-        "command": f"python benchmarks/{Path(script).name}{device}",
+        "command": f"python benchmarks/{Path(script).name}{device}{threads}",
         "quick": options.quick,
         "repeats": options.repeats,
         "allocator": options.allocator,

@@ -1,4 +1,4 @@
-"""One prox step on the weights of a WRN-28-10 against one AdamW step, and the joined path against a Python loop."""
+"""One prox step on the weights of a WRN-28-10 against one AdamW step, in its metric too, against a loop, and torchao's PAT."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from common import Row, arguments, machine, race, ratio, write
 from torch import Tensor, nn
 
 import sparselayers as sl
+from sparselayers.ops.diagonal import Diagonal
 from sparselayers.prox import Penalty
+from sparselayers.sparsify.groups import cut_model
+from sparselayers.sparsify.multitensor import Weighted, prox_
 
 LR, LAM = 0.1, 5e-4
-GOALS = {"L1 prox": 0.35, "GroupL2 prox": 0.35, "Exclusive prox": 0.5}  # of AdamW(foreach=True)
+OF_FOREACH = {"Exclusive prox": 0.5, "L1 prox in Adam's metric": 0.5, "GroupL2 prox in Adam's metric": 0.5}
+OF_FUSED = {"L1 prox": 1.0, "GroupL2 prox": 1.0, "SparseGroup prox": 1.0}
+OF_PAT, OF_LOOP = 1 / 3, 1 / 5
+IN_METRIC = (sl.L1(), sl.GroupL2())
 PENALTIES = (sl.L1(), sl.GroupL2(), sl.Exclusive(), sl.SparseGroup())
 
 
@@ -51,13 +57,45 @@ def against_adamw(options: argparse.Namespace, model: nn.Module, weights: Weight
     foreach = torch.optim.AdamW(weights.live, lr=1e-3, foreach=True)
     fused = torch.optim.AdamW(weights.live, lr=1e-3, fused=True)
     contestants = {f"{type(penalty).__name__} prox": prox_step(model, penalty) for penalty in PENALTIES}
-    contestants |= {"AdamW, foreach": foreach.step, "AdamW, fused": fused.step}
-    times = race(contestants, options, weights.restore)
+    contestants |= {
+        f"{type(penalty).__name__} prox in Adam's metric": step_in_metric(model, penalty) for penalty in IN_METRIC
+    }
+    ours = list(contestants)
+    times = race(contestants | {"AdamW, foreach": foreach.step, "AdamW, fused": fused.step}, options, weights.restore)
+    peers = (("AdamW, fused", OF_FUSED), ("AdamW, foreach", OF_FOREACH))
+    return [ratio(name, peer, times, goals.get(name)) for peer, goals in peers for name in ours]
+
+
+def step_in_metric(model: nn.Module, penalty: Penalty) -> Callable[[], None]:
+    """The prox in the metric (sqrt(v) + eps) / lr of an Adam whose second moments v spread over four decades."""
+    parameters, blocks = dict(model.named_parameters()), []
+    for block in cut_model(model, "output", None):
+        parameter = parameters[block[0].name].detach()
+        held = Diagonal(block[0].cut(10 ** (4 * torch.rand_like(parameter) - 8)), 1 / LR, 1e-8 / LR, 0.0)
+        blocks.append(Weighted(block, (block[0].cut(parameter),), LAM, (held,)))
+    return lambda: prox_(penalty, blocks)
+
+
+def against_pat(options: argparse.Namespace, model: nn.Module, weights: Weights) -> list[Row]:
+    """A step of fused SGD and the prox, ours by attach, torchao's by its wrapper, on the same groups."""
+    try:
+        from torchao.prototype.pat.optim import PruneOptimizer
+    except ImportError:
+        print("torchao is not installed: its rows are left out")
+        return []
     rows = []
-    for peer, goals in (("AdamW, foreach", GOALS), ("AdamW, fused", {})):
-        for penalty in PENALTIES:
-            ours = f"{type(penalty).__name__} prox"
-            rows.append(ratio(ours, peer, times, goals.get(ours)))
+    for penalty, groups, prox, grouper in (
+        (sl.L1(), "element", "ProxLasso", "ElemGrouper"),
+        (sl.GroupL2(sqrt_size=True), "output", "ProxGroupLasso", "Dim0Grouper"),
+    ):
+        ours, peer = f"SGD + {type(penalty).__name__}", f"torchao PAT, SGD + {prox}"
+        attached = torch.optim.SGD(weights.live, lr=LR, fused=True)
+        sl.Regularizer(model, penalty, LAM, groups=groups).attach(attached)
+        groups_of = [{"params": weights.live, "prox_type": prox, "group_type": grouper}]
+        base = torch.optim.SGD(groups_of, lr=LR, fused=True)
+        wrapped = PruneOptimizer(base, reg_lambda=LAM)
+        times = race({ours: attached.step, peer: wrapped.step}, options, weights.restore)
+        rows.append(ratio(ours, peer, times, OF_PAT))
     return rows
 
 
@@ -80,7 +118,7 @@ def against_loop(options: argparse.Namespace, model: nn.Module, weights: Weights
         name = type(penalty).__name__
         ours, peer = f"{name}, Regularizer.step", f"{name}, loop over parameters"
         contestants = {ours: prox_step(model, penalty), peer: lambda penalty=penalty: loop_step(weights.live, penalty)}
-        rows.append(ratio(ours, peer, race(contestants, options, weights.restore)))
+        rows.append(ratio(ours, peer, race(contestants, options, weights.restore), OF_LOOP))
     return rows
 
 
@@ -101,6 +139,10 @@ def main() -> None:
             "rows": against_loop(options, small, small_weights),
         },
     ]
+    pat = against_pat(options, large, large_weights)
+    if pat:
+        what = f"SGD and a prox step against torchao's PAT: {large_weights}, float32."
+        tables.append({"what": what, "rows": pat})
     write(__file__, "Prox steps on weights", options, where, tables)
 
 

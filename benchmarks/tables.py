@@ -11,9 +11,10 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
-Every number is a ratio against a peer timed in the same run: the contestants take turns, so that whatever disturbs the
+Every time is a ratio against a peer timed in the same run: the contestants take turns, so that whatever disturbs the
 machine disturbs them all. A ratio is our time over the peer's: below 1 we are faster. A goal is the most that the ratio
-of minima may be. Milliseconds are the least of all calls. This page is generated: `python benchmarks/tables.py`.
+of minima may be. Milliseconds are the least of all calls. The tables of LISTA hold errors, no times.
+This page is generated: `python benchmarks/tables.py`.
 """
 
 

@@ -46,8 +46,11 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.gates import HardConcrete
+from .sparsify.heads import Heads
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
+from .sparsify.splitting import PenaltyDecomposition
 
 __version__ = "0.1.0"
 
@@ -80,6 +83,8 @@ __all__ = [
     "GroupL0",
     "GroupL2",
     "Grouped",
+    "Heads",
+    "HardConcrete",
     "Homotopy",
     "L1Ball",
     "LInf",
@@ -87,6 +92,7 @@ __all__ = [
     "Nonnegative",
     "NonnegativeL1",
     "Penalty",
+    "PenaltyDecomposition",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",

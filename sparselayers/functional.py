@@ -8,6 +8,8 @@ from .coding.ista import fista, ista
 from .coding.lasso import LassoResult, lasso
 from .coding.rate import analytic_rate
 from .coding.ridge import ridge
+from .coding.subgradient import subgradient_descent
+from .coding.target import TargetResult, lasso_target_k
 from .mappings.budget import project_budget, topk_simplex
 from .mappings.entmax import entmax
 from .mappings.losses import entmax15_loss, fenchel_young_loss, sparsemax_loss
@@ -21,6 +23,7 @@ from .ops.spectral import analytic_weight
 __all__ = [
     "LassoResult",
     "SimplexResult",
+    "TargetResult",
     "Thresholded",
     "analytic_rate",
     "affine_least_squares",
@@ -37,6 +40,7 @@ __all__ = [
     "hard_threshold",
     "ista",
     "lasso",
+    "lasso_target_k",
     "project_budget",
     "project_l1_ball",
     "project_simplex",
@@ -49,5 +53,6 @@ __all__ = [
     "sparsemax",
     "sparsemax_loss",
     "ssbs",
+    "subgradient_descent",
     "topk_simplex",
 ]

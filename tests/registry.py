@@ -12,6 +12,7 @@ import sparselayers as sl
 import sparselayers.functional as F
 from sparselayers.coding.dictionaries import Conv
 from sparselayers.coding.ista import unrolled
+from sparselayers.sparsify.gates import hard_concrete
 
 PENALTIES: list[sl.Penalty] = [
     sl.L1(),
@@ -56,7 +57,6 @@ PENALTIES: list[sl.Penalty] = [
     sl.SparseGroupL0(ratio=1.0),
     sl.SparseGroupL0(ratio=0.0),
     sl.Grouped(sl.GroupL2(), size=2),
-    sl.Grouped(sl.GroupExclusive(), size=3),
     sl.Grouped(sl.Exclusive(), size=3),
     sl.Grouped(sl.L1(), size=2),
 ]
@@ -126,6 +126,10 @@ _p = torch.softmax(_randn(3, 7, seed=11), -1)
 
 def _budget(v: Tensor, dim: int) -> Tensor:
     return F.project_budget(v, 2, dim)
+
+
+def _gates(log_alpha: Tensor, noise: Tensor) -> Tensor:
+    return hard_concrete(log_alpha, noise, 2 / 3, -0.1, 1.1)
 
 
 def _threshold(f: Callable[..., F.Thresholded]) -> Callable[..., Tensor]:
@@ -239,6 +243,7 @@ OPERATORS: list[Operator] = [
     *(Operator(f"loss({a}, probabilities)", _soft_loss(a), (_v, _p), (True, True)) for a in (1.0, 1.5, 2.0)),
     Operator("loss(alpha)", _alpha_loss, (_v, _p, _alphas.sub(1).sqrt()), (True,) * 3),
     Operator("loss(budget)", _soft_loss(_budget, omega=_half_square), (_v, 2 * _p), (True, True)),
+    Operator("hard_concrete", _gates, (_randn(3, 7, scale=0.3), _rand(3, 7, low=0.3, high=0.6)), (True, True)),
     Operator("SigShrink", sl.SigShrink(0.5, 3.0), (_v,), (True,)),
     Operator("SoftThreshold", sl.SoftThreshold(0.5), (_v,), (True,)),
     Operator("ista", _coded(F.ista), _codes, (True, False, True)),
@@ -256,6 +261,7 @@ OPERATORS: list[Operator] = [
         "conv_fista(Homotopy)", _conv_coded, (_randn(3, 2, 5), _randn(3, 2, 3, seed=1), _codes[2]), (True, False, True)
     ),
     Operator("UnitNorm", sl.UnitNorm(), (_D,), (False,)),
+    Operator("subgradient_descent", _coded(F.subgradient_descent), _codes, (True, False, True)),
     Operator("lasso", _converged(300), _lasso, (True, False, True), _converged(40)),
     Operator(
         "lasso(ElasticNet)",

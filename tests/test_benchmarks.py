@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,9 +26,11 @@ def run(script: str, *options: str) -> None:
     [
         pytest.param("mappings.py", 4, marks=pytest.mark.slow),
         ("attention.py", 2),
-        ("prox.py", 2),
+        ("prox.py", 3 if importlib.util.find_spec("torchao") else 2),
         ("coding.py", 2),
         ("lasso.py", 1),
+        ("simplex.py", 4),
+        ("lista.py", 1),
     ],
 )
 def test_quick_run_writes_the_promised_keys(tmp_path: Path, script: str, n_tables: int) -> None:
@@ -41,7 +44,9 @@ def test_quick_run_writes_the_promised_keys(tmp_path: Path, script: str, n_table
     for table in results["tables"]:
         assert set(table) == {"what", "rows"}
         assert table["rows"]
-        if script != "lasso.py" and (
+        if script == "simplex.py" and table in results["tables"][2:]:
+            continue  # memory and accuracy
+        if script not in ("lasso.py", "lista.py") and (
             script not in ("mappings.py", "attention.py") or table is not results["tables"][-1]
         ):
             assert all(set(row) >= RATIO for row in table["rows"])

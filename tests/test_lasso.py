@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import ElasticNet, Lasso
+from sklearn.linear_model import ElasticNet, Lasso, lars_path
 from torch import Tensor
 
 import sparselayers as sl
@@ -437,6 +437,86 @@ def test_a_dictionary_is_learned_through_the_implicit_derivative() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+def first_stretch(x: Tensor, D: Tensor, k: int, positive: bool) -> float | None:
+    """The middle of the first stretch with k active atoms of scikit-learn's path; None where there is none."""
+    alphas, _, codes = lars_path(D.numpy(), x.numpy(), method="lasso", positive=positive)
+    for j in range(len(alphas) - 1):
+        if np.count_nonzero(codes[:, j] + codes[:, j + 1]) == k:
+            return float(alphas[j] + alphas[j + 1]) / 2 * len(x)
+    return None
+
+
+@pytest.mark.parametrize("penalty", [sl.L1(), sl.NonnegativeL1()], ids=repr)
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_target_k_is_on_the_path_of_scikit_learn(penalty: sl.Penalty, k: int) -> None:
+    x, D = problem(10, 25, 12)
+    found = F.lasso_target_k(x, D, k, penalty=penalty)
+    for i in range(12):
+        lam = first_stretch(x[i], D, k, isinstance(penalty, sl.NonnegativeL1))
+        if lam is None:
+            assert (found.code[i] != 0).sum() != k
+        else:
+            assert (found.code[i] != 0).sum() == k
+            assert float(found.lam[i]) == pytest.approx(lam, rel=1e-8)
+    assert (found.gap <= 1e-12).all()
+    again = F.lasso(x, D, found.lam, penalty=penalty, tol=1e-14)
+    torch.testing.assert_close(again.code, found.code, rtol=1e-7, atol=1e-9)
+
+
+def test_target_k_of_every_kind() -> None:
+    x, D = problem(10, 25, 4)
+    each = torch.tensor([[0], [2], [5], [7]])
+    found = F.lasso_target_k(x, D, each)
+    assert (found.code != 0).sum(-1).tolist() == [0, 2, 5, 7]
+    torch.testing.assert_close(found.lam[0], (x[0] @ D).abs().max().unsqueeze(0))
+    torch.testing.assert_close(F.lasso_target_k(x[2], D, 5).code, found.code[2])
+    assert F.lasso_target_k(x[:0], D, 3).code.shape == (0, 25)
+    nothing = F.lasso_target_k(torch.zeros_like(x), D, 3)
+    assert not nothing.code.any()
+    assert not nothing.gap.any()
+    spoilt = x.clone()
+    spoilt[1, 0] = torch.nan
+    beside = F.lasso_target_k(spoilt, D, 3)
+    assert beside.code[1].isnan().all()
+    torch.testing.assert_close(beside.code[[0, 2, 3]], F.lasso_target_k(x, D, 3).code[[0, 2, 3]])
+    # Two equal atoms: one of them joins, the other depends on it and cannot.
+    twins = F.lasso_target_k(x, torch.cat([D, D], 1), 6)
+    assert ((twins.code != 0).sum(-1) == 6).all()
+    assert (twins.gap < 1e-12).all()
+    short = F.lasso_target_k(x, D, 8, max_iter=3)
+    assert ((short.code != 0).sum(-1) <= 3).all()
+    assert (short.gap < 1e-12).all()
+    over = F.lasso_target_k(x, D, 20)  # more than n_features: not reached
+    assert ((over.code != 0).sum(-1) <= 10).all()
+    narrow = F.lasso_target_k(x.bfloat16(), D.bfloat16(), 3)
+    assert narrow.code.dtype == torch.bfloat16
+    assert ((narrow.code != 0).sum(-1) == 3).all()
+
+
+def test_target_k_is_differentiable_at_the_lam_it_found() -> None:
+    x, D = leaves(*problem(10, 25, 4))
+    found = F.lasso_target_k(x, D, 4)
+    assert not found.lam.requires_grad
+    got = torch.autograd.grad(weighted(found.code), (x, D))
+    expected = torch.autograd.grad(weighted(F.lasso(x, D, found.lam, tol=1e-14).code), (x, D))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+    assert not F.lasso_target_k(x, D, 4, backward="danskin").code.requires_grad
+    rows = torch.func.vmap(lambda s: F.lasso_target_k(s, D, 2, max_iter=6).code)(x)
+    torch.testing.assert_close(rows, F.lasso_target_k(x, D, 2).code)
+
+
+def test_the_layer_with_a_target() -> None:
+    x, D = problem(10, 25, 4)
+    coder = sl.SparseCoder(10, 25, target_k=3, dictionary=D)
+    found = coder(x, certificate=True)
+    assert ((coder(x) != 0).sum(-1) == 3).all()
+    assert found.lam.shape == (4, 1)
+    coder(x).square().sum().backward()
+    assert coder.dictionary.grad.isfinite().all()
+    assert repr(coder).endswith("target_k=3)")
+
+
 X, DICT = torch.ones(3, 4), torch.ones(4, 6)
 WRONG = [
     (lambda: F.lasso(X.int(), DICT, 0.1), TypeError, r"x must be floating point.*x.float\(\)"),
@@ -459,6 +539,19 @@ WRONG = [
     (lambda: F.lasso(X, DICT, 0.1, max_iter=0), ValueError, "max_iter must be at least 1"),
     (lambda: F.lasso(X, DICT, 0.1, backward="exact"), ValueError, "backward must be one of 'implicit', 'unroll'"),
     (lambda: F.lasso(X, DICT, 0.1, backward="truncated", backward_steps=0), ValueError, "backward_steps must be at"),
+    (lambda: F.lasso_target_k(X, DICT, 7), ValueError, "k must be at most n_atoms, 6, got 7"),
+    (lambda: F.lasso_target_k(X, DICT, -1), ValueError, "k must be at least 0"),
+    (lambda: F.lasso_target_k(X, DICT, 2.0), TypeError, "k must be an int"),
+    (
+        lambda: F.lasso_target_k(X, DICT, torch.ones(3)),
+        ValueError,
+        r"k must broadcast to \(..., 1\).*k.unsqueeze\(-1\)",
+    ),
+    (lambda: F.lasso_target_k(X, DICT, 2, penalty=sl.ElasticNet()), ValueError, "whose path is straight.*use lasso"),
+    (lambda: F.lasso_target_k(X, DICT, 2, backward="unroll"), ValueError, "has no steps to go through here"),
+    (lambda: F.lasso_target_k(X.int(), DICT, 2), TypeError, "x must be floating point"),
+    (lambda: sl.SparseCoder(4, 6, target_k=7), ValueError, "k must be at most"),
+    (lambda: sl.SparseCoder(4, 6, target_k=2, penalty=sl.Ridge()), ValueError, "whose path is straight"),
     (lambda: sl.SparseCoder(4, 6, penalty=sl.L0()), ValueError, "penalty must be convex"),
     (lambda: sl.SparseCoder(4, 6, lam=-1.0), ValueError, "lam must lie in"),
     (lambda: sl.SparseCoder(4, 6, lam=torch.ones(5)), ValueError, "lam must be a number"),

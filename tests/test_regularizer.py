@@ -475,3 +475,20 @@ def test_tensor_lr_of_zero_moves_nothing(penalty: sl.Penalty) -> None:
     optimizer.step()
     for p, old in zip(layer.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), old)
+
+
+def test_deephoyer_is_hoyer_square_of_each_tensor_in_the_loss() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    weights = [model[0].weight, model[2].weight]
+    squares = [
+        sum(abs(x) for x in w.flatten().tolist()) ** 2 / sum(x * x for x in w.flatten().tolist()) for w in weights
+    ]
+    value = sl.Regularizer(model, sl.HoyerSquare(), 0.3, groups="tensor").value()
+    assert value.item() == pytest.approx(0.3 * sum(squares))
+    value.backward()
+    for w in weights:  # 2 sign(w) ‖w‖_1 / ‖w‖_2⁴ (‖w‖_2² - abs(w) ‖w‖_1): small entries shrink, large ones grow
+        v = w.detach()
+        l1, square = v.abs().sum(), v.square().sum()
+        torch.testing.assert_close(w.grad, 0.3 * 2 * v.sign() * l1 / square**2 * (square - v.abs() * l1))
+    rows = sum(w.norm(dim=1).sum().item() ** 2 / w.square().sum().item() for w in (p.detach() for p in weights))
+    assert sl.Regularizer(model, sl.GroupHoyerSquare(), 0.3).value().item() == pytest.approx(0.3 * rows)

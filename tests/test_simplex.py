@@ -752,3 +752,57 @@ def test_nan_spoils_the_queries_that_may_use_it(kernels: bool) -> None:
     assert found.gap[:2].isnan().all()
     kept = [0, 1, 3, 4, 5]
     torch.testing.assert_close(found.weights[2, kept], solve(x[2], atoms[kept], tol=1e-12), rtol=0, atol=1e-9)
+
+
+def test_the_memory_of_the_backward_does_not_grow_with_the_steps() -> None:
+    x, atoms = (t.requires_grad_() for t in inside(20, 60, 12))
+
+    def kept(most: int, backward: str) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            F.simplex_least_squares(x, atoms, tol=0.0, max_iter=most, backward=backward)
+        return sum(sizes)
+
+    assert kept(10, "implicit") == kept(100, "implicit")
+    assert kept(100, "unroll") > 5 * kept(10, "unroll")
+
+
+def test_a_query_that_is_nan_spoils_no_gradient_but_its_own_and_that_of_atoms_it_may_use() -> None:
+    x, atoms = outside()
+    seen = torch.ones(8, 12, dtype=torch.bool)
+    seen[3, :4] = False
+    expected = torch.autograd.grad((solve(q := x.requires_grad_(), atoms, mask=seen) * random(8, 12, seed=5)).sum(), q)
+    bad = x.detach().clone()
+    bad[3] = torch.nan
+    leaves = bad.requires_grad_(), atoms.clone().requires_grad_()
+    gx, gk = torch.autograd.grad((solve(*leaves, mask=seen) * random(8, 12, seed=5)).sum(), leaves)
+    others = torch.arange(8) != 3
+    assert torch.equal(gx[others], expected[0][others])
+    assert gx[3].isnan().all()
+    assert gk[:4].isfinite().all()
+    assert gk[4:].isnan().all()
+
+
+@pytest.mark.parametrize("axes", [(2, 1), (2, 3), (1, 3)])
+def test_threads_add_up_the_same_gradient(axes: tuple[int, int]) -> None:
+    x, pull, atoms = random(2, 3, 40, 8), random(2, 3, 40, 30, seed=1), random(*axes, 1, 30, 8, seed=2)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            leaves = x.clone().requires_grad_(), atoms.clone().requires_grad_()
+            found.append(torch.autograd.grad((solve(*leaves, locality=0.1) * pull).sum(), leaves))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [-30, 0, 30])
+def test_the_unit_of_the_points_does_not_matter(power: int, dtype: torch.dtype) -> None:
+    x, atoms = (t.to(dtype) for t in outside())
+    scale = 10.0 ** (power if dtype == torch.float32 else 5 * power)
+    found = F.simplex_least_squares(scale * x, scale * atoms)
+    assert (found.gap <= 1e-6).all()
+    torch.testing.assert_close(found.weights, solve(x, atoms), rtol=0, atol=1e-5)

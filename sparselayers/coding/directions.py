@@ -33,7 +33,7 @@ class Free(nn.Module):
         _hold(self, "weight", D.expand(depth, *D.shape), learn)
 
     def at(self, x: Tensor, D: Tensor) -> Direction:
-        gram, weight = self.gram, self.weight
+        gram, weight = self.gram.unbind(), self.weight.unbind()
         return lambda z, k: -(x @ weight[0]) if z is None else z @ gram[k - 2] - x @ weight[k - 1]
 
 
@@ -47,7 +47,7 @@ class Coupled(nn.Module):
         _hold(self, "weight", D.expand(depth, *D.shape), learn)
 
     def at(self, x: Tensor, D: Tensor) -> Direction:
-        weight = self.weight
+        weight = self.weight.unbind()
         return lambda z, k: (-x if z is None else z @ D.mT - x) @ weight[k - 1]
 
 

@@ -59,7 +59,7 @@ def lasso(
             "implicit": exact on the support, in memory that does not grow with the passes of the solver. Where the atoms
             of the support are dependent, the derivative of least norm. Other penalties than the three above: exact at the
             fixed point, with n_atoms² entries a sample.
-            "unroll": through steps of FISTA, all of which are kept; D long unrolled loses digits off the support.
+            "unroll": through steps of FISTA, all of which are kept; errors gather while the support still changes.
             "truncated": through the last `backward_steps` steps of FISTA, run on from the optimum.
             "danskin": the code is a constant. For a loss that is the Lasso's own value this is its exact gradient.
         backward_steps: steps that "truncated" keeps.
@@ -97,11 +97,17 @@ def lasso(
         found = _unrolled(x, D, lam, penalty, tol, max_iter)
     else:
         found = solve(x, D, lam, penalty, tol=tol, max_iter=max_iter)
-        if backward == "implicit":
-            found = found._replace(code=with_derivative(found.code, x, D, lam, penalty))
-        elif backward == "truncated":
-            found = found._replace(code=_last_steps(found.code, x, D, lam, penalty, backward_steps))
+        found = found._replace(code=differentiable(found.code, x, D, lam, penalty, backward, backward_steps))
     return LassoResult(found.code.to(dtype), found.gap, found.iterations)
+
+
+def differentiable(
+    z: Tensor, x: Tensor, D: Tensor, lam: float | Tensor, penalty: Penalty, backward: Backward, steps: int
+) -> Tensor:
+    """The code z of an optimum, which carries no graph, with the derivative that `backward` names."""
+    if backward == "implicit":
+        return with_derivative(z, x, D, lam, penalty)
+    return _last_steps(z, x, D, lam, penalty, steps) if backward == "truncated" else z
 
 
 def check_options(penalty: Penalty, tol: float, max_iter: int, backward: str, backward_steps: int) -> None:

@@ -14,6 +14,7 @@ from ..prox import L1, Penalty
 from . import dictionary as atoms
 from .ista import check_strength
 from .lasso import Backward, LassoResult, check_options, lasso
+from .target import TargetResult, check_target, lasso_target_k
 
 LEARNABLE = ("dictionary", "lam")
 
@@ -28,6 +29,7 @@ class SparseCoder(nn.Module):
         lam: strength: a number, or a tensor (), (n_atoms,) one an atom, or (..., 1) one a sample.
         tol: a sample stops once its certificate is at most this.
         backward: "implicit", "unroll", "truncated" or "danskin", as for `F.lasso`.
+        target_k: active atoms: lam is then found for each sample, as by `F.lasso_target_k`, and `lam` and `tol` have no say.
         penalty: R, convex.
         max_iter: passes of the solver at most.
         backward_steps: steps that "truncated" keeps.
@@ -59,6 +61,7 @@ class SparseCoder(nn.Module):
         tol: float = 1e-6,
         backward: Backward = "implicit",
         *,
+        target_k: int | None = None,
         penalty: Penalty = L1(),  # noqa: B008 - a frozen dataclass
         max_iter: int = 1000,
         backward_steps: int = 50,
@@ -73,10 +76,12 @@ class SparseCoder(nn.Module):
         checks.number(lam, "lam", low=0.0)
         check_options(penalty, tol, max_iter, backward, backward_steps)
         check_strength(lam, n_atoms, penalty)
+        if target_k is not None:
+            check_target(target_k, n_atoms, penalty, backward)
         atoms.check_learn(learn, LEARNABLE)
         self.n_features, self.n_atoms, self.tol, self.max_iter = n_features, n_atoms, tol, max_iter
         self.backward, self.backward_steps = backward, backward_steps
-        self.penalty, self.learn = penalty, tuple(learn)
+        self.target_k, self.penalty, self.learn = target_k, penalty, tuple(learn)
         D = atoms.hold(self, n_features, n_atoms, dictionary, "dictionary" in learn, device, dtype)
         positive.hold(self, "lam", lam, "lam" in learn, D)
 
@@ -92,10 +97,17 @@ class SparseCoder(nn.Module):
     @overload
     def forward(self, x: Tensor, certificate: Literal[False] = False) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, certificate: Literal[True]) -> LassoResult: ...
-    def forward(self, x: Tensor, certificate: bool = False) -> Tensor | LassoResult:
-        """x (..., n_features) -> z (..., n_atoms); with `certificate` the whole LassoResult(code, gap, iterations)."""
-        found = lasso(
+    def forward(self, x: Tensor, certificate: Literal[True]) -> LassoResult | TargetResult: ...
+    def forward(self, x: Tensor, certificate: bool = False) -> Tensor | LassoResult | TargetResult:
+        """x (..., n_features) -> z (..., n_atoms); with `certificate` all of LassoResult(code, gap, iterations).
+
+        With a target_k that is a TargetResult, which holds lam as well.
+        """
+        found = self._lasso(x) if self.target_k is None else self._target(x, self.target_k)
+        return found if certificate else found.code
+
+    def _lasso(self, x: Tensor) -> LassoResult:
+        return lasso(
             x,
             self.dictionary,
             self.lam,
@@ -105,7 +117,17 @@ class SparseCoder(nn.Module):
             backward=self.backward,
             backward_steps=self.backward_steps,
         )
-        return found if certificate else found.code
+
+    def _target(self, x: Tensor, k: int) -> TargetResult:
+        return lasso_target_k(
+            x,
+            self.dictionary,
+            k,
+            penalty=self.penalty,
+            max_iter=self.max_iter,
+            backward=self.backward,
+            backward_steps=self.backward_steps,
+        )
 
     def decode(self, z: Tensor) -> Tensor:
         """The signal of a code: z (..., n_atoms) -> D z (..., n_features)."""
@@ -114,4 +136,5 @@ class SparseCoder(nn.Module):
     def extra_repr(self) -> str:
         shown = f"{self.n_features}, {self.n_atoms}, lam={positive.brief(self, 'lam')}, tol={self.tol}"
         shown += f", backward={self.backward!r}, penalty={self.penalty!r}, max_iter={self.max_iter}"
-        return shown + f", learn={self.learn!r}"
+        shown += f", learn={self.learn!r}"
+        return shown if self.target_k is None else f"{shown}, target_k={self.target_k}"

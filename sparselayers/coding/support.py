@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.eager import may_wait
+from ..ops.kernels.lasso import pulled_codes
 from .certificate import widest
 
 SLIGHT = 1e-9  # of the mean squared size of a support's atoms: far below what counts, far above rounding
@@ -50,19 +51,29 @@ class Inverse:
 
 
 def inverted(g: Tensor, z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
-    """H^{-1} g on the support of each code, 0 elsewhere; a few samples at a time where that can be."""
-    batch, (n_features, n_atoms) = z.shape[:-1], D.shape
+    """H^{-1} g on the support of each code, 0 elsewhere: by a kernel, or a few samples at a time, where that can be."""
     if not may_wait(g):
         return _refined(g, z, D, b)
+    shape, n_atoms = z.shape, D.shape[1]
+    ridge = None if b is None else b.expand(shape).reshape(-1, n_atoms)
     g, z = g.reshape(-1, n_atoms), z.reshape(-1, n_atoms)
-    rows = None if b is None else b.expand(*batch, n_atoms).reshape(-1, n_atoms)
-    room = max(1, int((z != 0).sum(-1).max())) if z.numel() else 1
-    size = max(1, AT_ONCE // (room * (room + n_features)))
-    parts = [
-        _refined(g[i : i + size], z[i : i + size], D, None if rows is None else rows[i : i + size])
-        for i in range(0, g.shape[0], size)
-    ]
-    return torch.cat(parts).view(*batch, n_atoms) if parts else torch.zeros_like(g).view(*batch, n_atoms)
+    served = pulled_codes(g, z, D, ridge)
+    if served is None:
+        return _in_parts(g, z, D, ridge).view(shape)
+    v, dependent = served
+    if dependent.any():
+        v[dependent] = _in_parts(g[dependent], z[dependent], D, None if ridge is None else ridge[dependent])
+    return v.view(shape)
+
+
+def _in_parts(g: Tensor, z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
+    """`_refined` for rows, so many at a time that the atoms that are gathered find room."""
+    if not g.shape[0]:
+        return torch.zeros_like(g)
+    room = max(1, int((z.abs() > 0).sum(-1).max()))
+    size = max(1, AT_ONCE // (room * (room + D.shape[0])))
+    parts = zip(g.split(size), z.split(size), [None] * g.shape[0] if b is None else b.split(size), strict=False)
+    return torch.cat([_refined(part, codes, D, ridge) for part, codes, ridge in parts])
 
 
 def _refined(g: Tensor, z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:

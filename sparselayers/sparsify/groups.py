@@ -2,106 +2,87 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-Cut = Callable[[Tensor], Tensor]
-Groups = str | Callable[[str, nn.Parameter], Tensor | None]
-Include = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+from .cuts import Block, Part, named_part
+from .heads import Heads, head_blocks
+from .neuron import neuron
+from .rules import EXCLUDED, Rules, check_rules, owners_of, reasons
+from .sharded import outlines
 
-NAMES = ("output", "input", "neuron", "filter", "kernel", "element", "bias", "tensor")
-NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+Groups = str | Heads | Callable[[str, nn.Parameter], Tensor | None]
+Include = Rules
 
+NAMES = ("output", "input", "neuron", "filter", "kernel", "head", "outgoing", "element", "bias", "tensor")
 
-class Part(NamedTuple):
-    """A parameter by name, and the cut that views it: `lead` axes that count the groups, then those of one group.
-
-    It is always a view, whatever the memory layout: a step on a copy would change nothing.
-    """
-
-    name: str
-    cut: Cut
-    lead: int = 1
-
-    def rows(self, view: Tensor) -> Tensor:
-        """The view as a matrix (n_groups, group_size); a copy where its layout has it so."""
-        return view.reshape(math.prod(view.shape[: self.lead]), math.prod(view.shape[self.lead :]))
+__all__ = ["Block", "Groups", "Include", "Part", "cut_model"]
 
 
-Block = tuple[Part, ...]  # parts whose rows belong together: one part, or a neuron's weight, bias and normalisation
-
-
-def cut_model(model: nn.Module, groups: Groups, include: Include) -> list[Block]:
+def cut_model(model: nn.Module, groups: Groups, include: Include, exclude: Include = None) -> list[Block]:
     """The blocks of a model, each parameter taken once; ValueError where nothing is caught or a cut does not fit."""
     if isinstance(groups, str) and groups not in NAMES:
         raise ValueError(
             f"groups must be one of {', '.join(NAMES)} or a callable (name, parameter) -> view, got {groups!r}"
         )
-    if not isinstance(groups, str) and not callable(groups):
+    if not isinstance(groups, str | Heads) and not callable(groups):
         raise TypeError(f"groups must be a name or a callable (name, parameter) -> view, got {groups!r}")
-    owners = _owners(model)
-    blocks = list(_cut(model, owners, groups, include))
+    check_rules(include, "include")
+    check_rules(exclude, "exclude")
+    owners = owners_of(model)
+    blocks = list(_cut(model, owners, groups, include, exclude))
     if not blocks:
         known = ", ".join(sorted(owners)) or "none"
+        excluded = "" if exclude is None else f" and exclude={exclude!r}"
+        remedy = "; heads of other modules: give sl.Heads(...)" if groups == "head" or isinstance(groups, Heads) else ""
         raise ValueError(
-            f"groups={groups!r} with include={include!r} caught no parameter; the model's parameters are: {known}"
+            f"groups={groups!r} with include={include!r}{excluded} caught no parameter; "
+            f"the model's parameters are: {known}{remedy}"
         )
     return blocks
 
 
-def _cut(model: nn.Module, owners: dict[str, nn.Module], groups: Groups, include: Include) -> Iterator[Block]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+def _cut(
+    model: nn.Module, owners: dict[str, nn.Module], groups: Groups, include: Include, exclude: Include
+) -> Iterator[Block]:
+    parameters = outlines(model)
+    why = reasons(model, owners, groups, include, exclude)
     taken: set[int] = set()
-    for name in _chosen(parameters, owners, groups, include):
-        parameter = parameters[name]
-        if id(parameter) in taken:
+
+    def free(part: Part) -> bool:
+        return why[part.name] != EXCLUDED and id(parameters[part.name]) not in taken
+
+    for block in _blocks(model, owners, parameters, groups, why, taken):
+        new = tuple(filter(free, block))
+        taken.update(id(parameters[part.name]) for part in new)
+        if new:
+            yield new
+
+
+def _blocks(
+    model: nn.Module,
+    owners: dict[str, nn.Module],
+    parameters: dict[str, nn.Parameter],
+    groups: Groups,
+    why: dict[str, str | None],
+    taken: set[int],
+) -> Iterator[Block]:
+    """Blocks as the rules have them; `taken` grows while they are made."""
+    if groups == "head" or isinstance(groups, Heads):
+        for block in head_blocks(model, parameters, groups if isinstance(groups, Heads) else None):
+            yield tuple(part for part in block if why[part.name] is None)
+        return
+    for name, parameter in parameters.items():
+        if why[name] is not None or id(parameter) in taken:
             continue
         if callable(groups):
-            block = _by_callable(groups, name, parameter)
+            yield _by_callable(groups, name, parameter)
         elif groups == "neuron":
-            block = _neuron(model, owners, parameters, name)
+            yield neuron(model, owners, parameters, name)
         else:
-            block = (_named_part(groups, name, parameter, owners[name]),)
-        block = tuple(part for part in block if id(parameters[part.name]) not in taken)
-        taken.update(id(parameters[part.name]) for part in block)
-        if block:
-            yield block
-
-
-def _chosen(
-    parameters: dict[str, nn.Parameter], owners: dict[str, nn.Module], groups: Groups, include: Include
-) -> Iterator[str]:
-    """Names that `include` asks for; by default the weights of Linear and Conv (their biases for groups="bias")."""
-    if include is not None:
-        patterns = (include,) if isinstance(include, str) else include
-        for name, parameter in parameters.items():
-            wanted = patterns(name, parameter) if callable(patterns) else any(fnmatchcase(name, p) for p in patterns)
-            if wanted:
-                yield name
-        return
-    leaf = "bias" if groups == "bias" else "weight"
-    # A weight that an embedding or a norm owns too (a tied head) is left out unless `include` names it.
-    elsewhere = {id(p) for n, p in parameters.items() if not isinstance(owners[n], (nn.Linear, _ConvNd))}
-    for name, parameter in parameters.items():
-        owner = owners[name]
-        kind = _ConvNd if groups in ("filter", "kernel") else (nn.Linear, _ConvNd)
-        if isinstance(owner, kind) and name.rpartition(".")[2] == leaf and id(parameter) not in elsewhere:
-            yield name
-
-
-def _owners(model: nn.Module) -> dict[str, nn.Module]:
-    """Parameter name -> the module that holds it."""
-    return {
-        f"{path}.{leaf}" if path else leaf: module
-        for path, module in model.named_modules(remove_duplicate=False)
-        for leaf, _ in module.named_parameters(recurse=False, remove_duplicate=False)
-    }
+            yield (named_part(cast(str, groups), name, parameter, owners[name]),)
 
 
 def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str, parameter: nn.Parameter) -> Block:
@@ -123,70 +104,3 @@ def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str
         return cast(Tensor, groups(name, cast(nn.Parameter, p)))
 
     return (Part(name, cut),)
-
-
-def _named_part(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Part:
-    if groups == "tensor":
-        return Part(name, lambda p: p.unsqueeze(0))
-    if groups == "element":
-        return Part(name, lambda p: p.unsqueeze(-1), parameter.ndim)
-    if parameter.ndim == 0:
-        raise ValueError(f'groups="{groups}" takes vectors and matrices, got the scalar {name!r}; use "element"')
-    if groups == "bias" and parameter.ndim > 1:
-        raise ValueError(f'groups="bias" takes vectors, got {name!r} of shape {tuple(parameter.shape)}; use "output"')
-    if groups in ("filter", "kernel") and parameter.ndim < 3:
-        raise ValueError(
-            f'groups="{groups}" takes convolution weights, got {name!r} of shape {tuple(parameter.shape)}; use "output"'
-        )
-    if groups == "kernel":
-        return Part(name, lambda p: p, 2)
-    return _along("input" if groups == "input" else "output", name, parameter, owner)
-
-
-def _along(side: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Part:
-    """Groups along the outputs or the inputs of a weight.
-
-    A weight is stored (outputs, inputs, ...), that of a transposed convolution (inputs, outputs, ...). With groups > 1 the
-    first axis runs over all channels and the second over those of one group only.
-    """
-    if parameter.ndim == 1:
-        if side == "input":
-            raise ValueError(
-                f'groups="input" takes matrices and kernels, got {name!r} of shape {tuple(parameter.shape)}; use "bias"'
-            )
-        return Part(name, lambda p: p.unsqueeze(-1))
-    first = "input" if isinstance(owner, _ConvTransposeNd) else "output"
-    if side == first:
-        return Part(name, lambda p: p)
-    n_groups = owner.groups if isinstance(owner, _ConvNd) else 1
-    if n_groups == 1:
-        return Part(name, lambda p: p.transpose(0, 1))
-    return Part(name, lambda p: p.unflatten(0, (n_groups, p.shape[0] // n_groups)).transpose(1, 2), 2)
-
-
-def _neuron(model: nn.Module, owners: dict[str, nn.Module], parameters: dict[str, nn.Parameter], name: str) -> Block:
-    """A row of the weight with its bias and the entries of the normalisation that follows it in an nn.Sequential."""
-    if parameters[name].ndim < 2:
-        raise ValueError(f'groups="neuron" takes weights, got {name!r} of shape {tuple(parameters[name].shape)}')
-    weight = _along("output", name, parameters[name], owners[name])
-    path = name.rpartition(".")[0]
-    others = [f"{path}.bias" if path else "bias"]
-    following = _following_norm(model, path)
-    if following is not None:
-        others += [f"{following}.weight", f"{following}.bias"]
-    n_neurons = weight.rows(weight.cut(parameters[name])).shape[0]
-    fitting = [n for n in others if n in parameters and parameters[n].shape == (n_neurons,)]
-    return (weight, *(Part(n, lambda p: p.unsqueeze(-1)) for n in fitting))
-
-
-def _following_norm(model: nn.Module, path: str) -> str | None:
-    """The path of a normalisation layer that comes right after `path` in its nn.Sequential."""
-    parent, _, leaf = path.rpartition(".")
-    holder = model.get_submodule(parent)
-    if not isinstance(holder, nn.Sequential) or not leaf:
-        return None
-    children = list(holder._modules.items())  # named_children() leaves out a module's second place
-    place = [child for child, _ in children].index(leaf)
-    if place + 1 < len(children) and isinstance(children[place + 1][1], NORMS):
-        return f"{parent}.{children[place + 1][0]}" if parent else children[place + 1][0]
-    return None

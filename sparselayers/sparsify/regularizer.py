@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..ops import checks
 from ..prox import Penalty
+from .freeze import Freeze, zeros_of
 from .groups import Block, Groups, Include, cut_model
 from .multitensor import Weighted, prox_
+from .sharded import Unsharded, whole
+from .strongest import lam_max
+from .summary import GroupSummary, summarise
 
 LEAST_LR = 1e-12  # a part that does not move is one that hardly moves: its metric stays finite
 
@@ -28,12 +33,16 @@ class Regularizer:
         lam: strength >= 0; may be reassigned between steps (`regularizer.lam = ...`).
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
-            nn.Sequential; "filter": as "output", convolutions only; "kernel": each 2-D kernel; "element"; "bias":
-            each bias entry; "tensor": the whole parameter; or a callable (name, parameter) -> view
-            (n_groups, group_size), or None to leave the parameter out.
-        include: name pattern(s) such as "encoder.*.weight", or a predicate (name, parameter) -> bool. By default every
-            weight of Linear and convolution layers that no other kind of module shares; biases only by "neuron", "bias"
-            or `include`. A tied parameter is taken once.
+            nn.Sequential; "filter": as "output", convolutions only; "kernel": each 2-D kernel; "head": an attention head,
+            its rows of the query, key and value projections with its columns of the output projection (`Heads` where the
+            module is of no known layout); "outgoing": "input" and "bias" together; "element"; "bias": each bias entry;
+            "tensor": the whole parameter; or a callable (name, parameter) -> view (n_groups, group_size), or None to
+            leave the parameter out.
+        include: rules: name patterns such as "encoder.*.weight", module classes such as nn.Conv2d, predicates
+            (name, parameter) -> bool; one or several. By default every weight of Linear and convolution layers, the
+            projections of nn.MultiheadAttention among them, that no other kind of module shares; biases only by
+            "neuron", "outgoing", "bias" or `include`. A tied parameter is taken once.
+        exclude: rules of what is left out in any case.
 
     Raises: TypeError or ValueError where the cut does not fit, naming the parameter, its shape and the remedy.
 
@@ -52,7 +61,13 @@ class Regularizer:
     """
 
     def __init__(
-        self, model: nn.Module, penalty: Penalty, lam: float, groups: Groups = "output", include: Include = None
+        self,
+        model: nn.Module,
+        penalty: Penalty,
+        lam: float,
+        groups: Groups = "output",
+        include: Include = None,
+        exclude: Include = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -60,7 +75,9 @@ class Regularizer:
             raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {penalty!r}")
         checks.number(lam, "lam", low=0.0)
         self.model, self.penalty, self.lam, self.groups = model, penalty, lam, groups
-        self.blocks = cut_model(model, groups, include)
+        self.include, self.exclude = include, exclude
+        self.blocks = cut_model(model, groups, include, exclude)
+        self.frozen: Freeze | None = None
 
     @property
     def names(self) -> list[str]:
@@ -70,8 +87,12 @@ class Regularizer:
     def value(self) -> Tensor:
         """lam times the penalty of all groups, a 0-d tensor to add to the loss; differentiable in the weights."""
         parameters = self._parameters()
-        rows = (torch.cat([part.rows(part.cut(parameters[part.name])) for part in block], 1) for block in self.blocks)
-        return self.lam * torch.stack([self.penalty.value(matrix).sum() for matrix in rows]).sum()
+        rows = (
+            torch.cat([part.rows(part.cut(whole(parameters[part.name]))) for part in block], 1) for block in self.blocks
+        )
+        total = torch.stack([self.penalty.value(matrix).sum() for matrix in rows]).sum()
+        # A constraint (an indicator, a sign) holds whatever lam is: infinity, not 0 times it, where it is broken.
+        return torch.where(total.isposinf(), total.detach(), self.lam * total)
 
     def step(self, lr: float | Tensor) -> None:
         """One prox step in place on everything caught: w <- prox(w, t = lr lam)."""
@@ -108,6 +129,55 @@ class Regularizer:
                 )
         return optimizer.register_step_post_hook(_ProxHook(self))
 
+    def lam_max(self, lr: float | Tensor = 1.0) -> Tensor:
+        """After a backward: the smallest lam with which a prox step from here makes every group zero, a 0-d tensor.
+
+        prox_{lr lam R}(w - lr g) = 0 for all groups from lam = max over groups of penalty.lam_max(w / lr - g, lr) on. At
+        w = 0 it is the smallest lam at which 0 stays stationary, max ‖g‖ for GroupL2, whatever lr. Parameters without a
+        gradient take no part. ValueError for a penalty without one.
+        """
+        return lam_max(self.penalty, self.blocks, self._parameters(), lr)
+
+    def freeze(self) -> Freeze:
+        """Hold every caught entry that is exactly zero now at zero, for fine-tuning; let go by handle.remove().
+
+        After every step of any optimizer these entries, and their momentum, are zero. A later call replaces the pattern.
+        """
+        return self._hold(zeros_of(self._parameters(), self.names))
+
+    def _hold(self, zeros: dict[str, Tensor]) -> Freeze:
+        if self.frozen is not None:
+            self.frozen.remove()
+        self.frozen = Freeze(self.model, zeros)
+        return self.frozen
+
+    def summary(self) -> GroupSummary:
+        """What was caught (name, shape, groups x size, kind) and what not and why; prints as a table."""
+        return summarise(self.model, self.blocks, self.groups, self.include, self.exclude)
+
+    def state_dict(self) -> dict[str, object]:
+        """lam, and the pattern that `freeze` holds, None without one."""
+        held = self.frozen is not None and self.frozen.active
+        return {"lam": self.lam, "frozen": dict(self.frozen.zeros) if held and self.frozen else None}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take over lam and the frozen pattern; a pattern is held from now on."""
+        missing = {"lam", "frozen"} - state.keys()
+        if missing:
+            raise ValueError(
+                f"state must come from Regularizer.state_dict(), got one without {', '.join(sorted(missing))}"
+            )
+        zeros = cast("dict[str, Tensor] | None", state["frozen"])
+        parameters = self._parameters()
+        for name, held in (zeros or {}).items():
+            if name not in parameters or parameters[name].shape != held.shape:
+                got = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+                raise ValueError(f"the frozen pattern has {name!r} of shape {tuple(held.shape)}, the model {got}")
+        self.lam = cast(float, state["lam"])
+        if self.frozen is not None:
+            self.frozen.remove()
+        self.frozen = None if zeros is None else Freeze(self.model, dict(zeros))
+
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
@@ -115,8 +185,10 @@ class Regularizer:
     def _apply(self, lr_of: Callable[[nn.Parameter], float | Tensor | None], skipped: Tensor | None = None) -> None:
         """The prox of every block; `lr_of` gives None for a parameter that stays as it is."""
         parameters = self._parameters()
-        weighted = [_weigh(block, parameters, lr_of, self.lam) for block in self.blocks]
+        unsharded = Unsharded(parameters, self.blocks)
+        weighted = [_weigh(block, parameters, unsharded.tensors, lr_of, self.lam) for block in self.blocks]
         prox_(self.penalty, [block for block in weighted if block is not None], skipped)
+        unsharded.write()
 
     def __repr__(self) -> str:
         return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {len(self.names)} parameters)"
@@ -143,6 +215,7 @@ class _ProxHook:
 def _weigh(
     block: Block,
     parameters: dict[str, nn.Parameter],
+    tensors: dict[str, Tensor],
     lr_of: Callable[[nn.Parameter], float | Tensor | None],
     lam: float,
 ) -> Weighted | None:
@@ -150,11 +223,11 @@ def _weigh(
     if len(block) == 1:
         parameter = parameters[block[0].name]
         lr = lr_of(parameter)
-        return None if lr is None else Weighted(block, (block[0].cut(parameter),), lr * lam)
+        return None if lr is None else Weighted(block, (block[0].cut(tensors[block[0].name]),), lr * lam)
     rates = [(part, lr_of(parameters[part.name])) for part in block]
     if any(lr is not rates[0][1] for _, lr in rates):  # a part that does not move has no metric
         rates = [(part, None if not isinstance(lr, Tensor) and lr == 0 else lr) for part, lr in rates]
-    live = [(part, part.cut(parameters[part.name]), lr) for part, lr in rates if lr is not None]
+    live = [(part, part.cut(tensors[part.name]), lr) for part, lr in rates if lr is not None]
     if not live:
         return None
     parts, views, lrs = zip(*live, strict=True)

@@ -97,19 +97,44 @@ def _fill(metric, lo, n, root, scale, shift, least, d):
 
 
 @compiled()
-def _pull_in_metric(u, d, n, pull, w, rounding):
-    """u <- u s / (s + pull / d) with s the root of ‖u / (s + pull / d)‖ = 1; d is written over."""
+def _lengths(u, d, w, n):
+    """‖u‖ and ‖d u‖; w is written over."""
+    f, zero, none = u.dtype.type, u.dtype.type(0), np.uint64(0)
+    plain, weighted, start = 0.0, 0.0, none
+    while start < n:
+        stop = min(n, start + np.uint64(BLOCK))
+        a, b = zero, zero
+        for j in range(start, stop):
+            a += u[j] * u[j]
+            b += (u[j] * d[j]) * (u[j] * d[j])
+        plain += a
+        weighted += b
+        start = stop
+    if LEAST_SQUARE < plain < MOST_SQUARE and LEAST_SQUARE < weighted < MOST_SQUARE:
+        return f(np.sqrt(plain)), f(np.sqrt(weighted))
+    for j in range(n):
+        w[j] = u[j] * d[j]
+    return _norm(u, none, n, zero), _norm(w, none, n, zero)
+
+
+@compiled()
+def _pull_in_metric(u, d, n, pull, length, w, rounding):
+    """u <- u s / (s + pull / d) with s the root of ‖u / (s + pull / d)‖ = 1, length = ‖u‖; d is written over."""
     f, zero, one, none = u.dtype.type, u.dtype.type(0), u.dtype.type(1), np.uint64(0)
     # In units of ‖u‖: squares of the row's own scale may be beyond the floats.
-    length, mean = _norm(u, none, n, zero), zero
-    for j in range(n):
-        w[j] = pull / d[j] / length
-        d[j] = u[j] / length
-    for j in range(n):
-        mean += d[j] * d[j] * w[j]
+    mean, start = 0.0, none
+    while start < n:
+        stop = min(n, start + np.uint64(BLOCK))
+        a = zero
+        for j in range(start, stop):
+            w[j] = pull / d[j] / length
+            d[j] = u[j] / length
+            a += (d[j] * d[j]) * w[j]
+        mean += a
+        start = stop
     # 1 / ‖u / (s + w)‖ - 1 is concave: Newton's first step ends below the root, and the others climb from there.
-    s = max(one - mean, zero)
-    for passes in range(MOST_PASSES):
+    s = max(one - f(mean), zero)
+    for _ in range(MOST_PASSES):
         square, slope, start = 0.0, 0.0, none
         while start < n:
             stop = min(n, start + np.uint64(BLOCK))
@@ -125,7 +150,7 @@ def _pull_in_metric(u, d, n, pull, w, rounding):
             start = stop
         before = s
         s = max(s + f((np.sqrt(square) - 1.0) * square / slope), zero)
-        if passes > 0 and not s > before * rounding:
+        if abs(s - before) <= rounding * s or s != s:
             break
     for j in range(n):
         inverse = one / (s + w[j])
@@ -136,7 +161,7 @@ def _pull_in_metric(u, d, n, pull, w, rounding):
 @compiled()
 def _shrink_in_metric(v, metric, n, root, scale, shift, least, entry, group, rounding, first, last):
     """0 where ‖d u‖ <= group, u = soft(v, entry / d); else u s / (s + group / d) with ‖u / (s + group / d)‖ = 1."""
-    f, zero, none = v.dtype.type, v.dtype.type(0), np.uint64(0)
+    f, zero = v.dtype.type, v.dtype.type(0)
     u, w, d = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
     for i in range(first, last):
         lo = i * n
@@ -144,21 +169,22 @@ def _shrink_in_metric(v, metric, n, root, scale, shift, least, entry, group, rou
         if bound == 0 and pull == 0:
             continue
         _fill(metric, lo, n, root, scale, shift, least, d)
+        if pull == 0:
+            for j in range(n):
+                v[lo + j] = soft(v[lo + j], bound / d[j])
+            continue
         if bound == 0:
             for j in range(n):
                 u[j] = v[lo + j]
         else:
             for j in range(n):
                 u[j] = soft(v[lo + j], bound / d[j])
-        if pull != 0:
+        length, weighted = _lengths(u, d, w, n)
+        if weighted <= pull:
             for j in range(n):
-                w[j] = u[j] * d[j]
-            length = _norm(w, none, n, zero)
-            if length <= pull:
-                for j in range(n):
-                    u[j] = zero
-            else:
-                _pull_in_metric(u, d, n, pull, w, rounding)
+                v[lo + j] = zero
+            continue
+        _pull_in_metric(u, d, n, pull, length, w, rounding)
         for j in range(n):
             v[lo + j] = u[j]
 
@@ -202,7 +228,15 @@ def shrink(v: Tensor, entry, group, metric: Tensor | Diagonal | None) -> None:
     f, root = flat(v).dtype.type, isinstance(metric, Diagonal)
     second, scale, shift, least = metric if root else (metric, 1.0, 0.0, 0.0)
     shape = (f(scale), f(shift), f(least))
-    args = (flat(v), flat(second), n, root, *shape, *strengths, f(1 + 4 * torch.finfo(v.dtype).eps))
+    args = (
+        flat(v),
+        flat(second),
+        n,
+        root,
+        *shape,
+        *strengths,
+        f(0.1 * torch.finfo(v.dtype).eps ** 0.5),
+    )  # Newton doubles the digits
     launch(_shrink_in_metric, _shrink_in_metric_parallel, args, v.shape[0], v.numel())
 
 

@@ -1,0 +1,85 @@
+"""A pattern of zeros held during fine-tuning, whatever optimizer steps."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .sharded import local, shard_like
+
+
+class Freeze:
+    """Holds entries of a model's parameters at zero after every step of any optimizer, until `remove()`.
+
+    What an optimizer keeps for such an entry (momentum, averages) becomes zero too. The model is named, not kept alive;
+    a deep copy together with the model holds the copied model.
+
+    Attributes:
+        zeros: parameter name -> boolean tensor, True where the entry is held at zero.
+        active: False once removed.
+    """
+
+    def __init__(self, model: nn.Module, zeros: dict[str, Tensor]) -> None:
+        self.zeros = zeros
+        self._model = weakref.ref(model)
+        for name, parameter in self._parameters().items():
+            _zero(local(parameter.detach()), self._zeros_of(name, parameter))
+        # torch's hook on all optimizers: which one will fine-tune is not known yet, and there may be several.
+        self._handle = register_optimizer_step_post_hook(self._after_step)
+        self.active = True
+
+    def remove(self) -> None:
+        """Let the entries go."""
+        self._handle.remove()
+        self.active = False
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._model() is None:
+            self.remove()
+            return
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self._parameters().items():
+            if id(parameter) not in stepped:
+                continue
+            zeros = self._zeros_of(name, parameter)
+            _zero(local(parameter.detach()), zeros)
+            for held in optimizer.state.get(parameter, {}).values():
+                # A state of another shape (the step count, factored averages) belongs to no single entry.
+                if isinstance(held, Tensor) and held.ndim and held.shape == parameter.shape:
+                    _zero(local(held), zeros)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        model = self._model()
+        held = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+        return {name: held[name] for name in self.zeros if name in held}
+
+    def _zeros_of(self, name: str, parameter: Tensor) -> Tensor:
+        """The entries held, where the parameter is: on its device, and sharded as it is by now."""
+        self.zeros[name] = shard_like(self.zeros[name], parameter)
+        return local(self.zeros[name])
+
+    def __deepcopy__(self, memo: dict) -> Freeze:
+        model = self._model()
+        twin = object.__new__(Freeze)
+        memo[id(self)] = twin
+        if model is None or not self.active:
+            twin.__dict__.update(self.__dict__)
+        else:
+            twin.__init__(copy.deepcopy(model, memo), copy.deepcopy(self.zeros, memo))  # type: ignore[misc]
+        return twin
+
+
+def zeros_of(parameters: dict[str, nn.Parameter], names: list[str]) -> dict[str, Tensor]:
+    """The pattern of exact zeros as it stands."""
+    return {name: parameters[name].detach() == 0 for name in names}
+
+
+def _zero(x: Tensor, where: Tensor) -> None:
+    """Zeros in place; what is zero already keeps its sign, so that a step that changed nothing stays bitwise nothing."""
+    x.masked_fill_(where & (x != 0), 0)
