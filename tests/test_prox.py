@@ -273,7 +273,9 @@ def test_infinite_strength_of_an_elastic_net(ratio: float, t: float | Tensor) ->
     assert not sl.ElasticNet(ratio).prox(rows(3, 6), t, weights(3, 6)).any()
 
 
-@pytest.mark.parametrize("penalty", [sl.GroupL2(sqrt_size=True), sl.SparseGroup(sqrt_size=True), sl.GroupL2()], ids=repr)
+@pytest.mark.parametrize(
+    "penalty", [sl.GroupL2(sqrt_size=True), sl.SparseGroup(sqrt_size=True), sl.GroupL2()], ids=repr
+)
 def test_a_strength_beyond_float32_is_infinite(penalty: sl.Penalty) -> None:
     for t in (3e38, 1e300):
         assert not penalty.prox(torch.randn(3, 6), t).any()
