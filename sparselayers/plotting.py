@@ -48,6 +48,18 @@ def curves(
     return figure
 
 
+def against(lines: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str) -> Figure:
+    """One quantity against another: a line a name through its points (x, y), drawn from left to right."""
+    figure = _figure(8.0, 5.0, title)
+    (axes,) = _row(figure, 1)
+    for i, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*sorted(points), strict=True), f"C{i % 10}{'-' if i < 10 else '--'}{'os^v'[i % 4]}", label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
 def images(pictures: Mapping[str, Tensor], *, title: str, low: float = 0.0, high: float = 1.0) -> Figure:
     """Grey pictures (height, width) side by side on one scale from `low` (black) to `high` (white), by their titles."""
     figure = _figure(3.6 * len(pictures), 4.3, title)
@@ -80,7 +92,13 @@ def atoms(D: Tensor, *, title: str, columns: int = 32) -> Figure:
     return figure
 
 
-def weight_pattern(weights: Mapping[str, Tensor], *, title: str) -> Figure:
+def weight_pattern(
+    weights: Mapping[str, Tensor],
+    *,
+    title: str,
+    xlabel: str = "input",
+    ylabel: str = "output (row of the weight matrix)",
+) -> Figure:
     """Weight matrices (outputs, inputs) side by side by the size of their entries; exact zeros are white."""
     import matplotlib
     import numpy as np
@@ -95,9 +113,36 @@ def weight_pattern(weights: Mapping[str, Tensor], *, title: str) -> Figure:
             np.ma.masked_equal(size, 0), cmap=colours, vmin=0, vmax=top, aspect="auto", interpolation="nearest"
         )
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel("input")
-    panels[0].set_ylabel("neuron (row of the weight matrix)")
+        axes.set_xlabel(xlabel)
+    panels[0].set_ylabel(ylabel)
     figure.colorbar(drawn, ax=list(panels), label="size of a weight; white: exactly 0", extend="max")
+    return figure
+
+
+def connections(weights: Mapping[str, Tensor], *, title: str) -> Figure:
+    """Which input feeds which output: a panel for each weight matrix (outputs, inputs), inputs left, outputs right.
+
+    A line for every weight that is not exactly 0, the stronger the larger it is, in the colour of its output; what no line
+    reaches is drawn hollow. For layers of some dozen neurons.
+    """
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgb
+
+    figure = _figure(3.4 * len(weights), 5.0, title)
+    for axes, (name, weight) in zip(_row(figure, len(weights)), weights.items(), strict=True):
+        size = weight.detach().abs() / weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+        places = [torch.linspace(1, 0, n) if n > 1 else torch.full((1,), 0.5) for n in reversed(size.shape)]
+        lines = [(i, j, size[j, i].item()) for j, i in size.nonzero().tolist()]
+        ends = [((0.0, places[0][i].item()), (1.0, places[1][j].item())) for i, j, _ in lines]
+        colours = [(*to_rgb(f"C{j % 10}"), 0.15 + 0.85 * strength) for _, j, strength in lines]
+        axes.add_collection(LineCollection(ends, colors=colours, linewidths=[0.4 + 1.6 * s for *_, s in lines]))
+        for x, (y, fed) in enumerate(zip(places, (size.any(0), size.any(1)), strict=True)):
+            outline = [f"C{j % 10}" if x else "black" for j in range(len(y))]
+            fill = [c if alive else "white" for c, alive in zip(outline, fed.tolist(), strict=True)]
+            axes.scatter([x] * len(y), y.tolist(), s=22, c=fill, edgecolors=outline, zorder=2)
+        axes.set_title(name, fontsize=10)
+        axes.set(xlim=(-0.08, 1.08), ylim=(-0.04, 1.04), xticks=(0, 1), xticklabels=("inputs", "outputs"), yticks=[])
+        axes.spines[:].set_visible(False)
     return figure
 
 

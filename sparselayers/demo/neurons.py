@@ -57,7 +57,11 @@ def run(out: Path, quick: bool = False) -> Neurons:
         for i, weight in enumerate(HIDDEN)
         for name, model, row in zip(("plain", "group lasso"), (plain, sparse), rows, strict=True)
     }
-    figure = plotting.weight_pattern(pattern, title="Group lasso removes whole neurons: the white rows are exactly 0")
+    figure = plotting.weight_pattern(
+        pattern,
+        title="Group lasso removes whole neurons: the white rows are exactly 0",
+        ylabel="neuron (row of the weight matrix)",
+    )
     return Neurons(*rows, (save(figure, out / "neurons_weights.png"),))
 
 
