@@ -192,6 +192,10 @@ def _affine_of_some(x: Tensor, atoms: Tensor, ridge: Tensor) -> Tensor:
     return F.affine_least_squares(x, atoms, ridge, mask=torch.tensor([True, True, False, True]))
 
 
+def _latent(max_iter: int) -> sl.LatentGroupL2:
+    return sl.LatentGroupL2(((0, 1), (1, 2), (0, 2)), weights=(1.0, 0.8, 1.3), size=2, max_iter=max_iter)
+
+
 _queries = (2 * _randn(2, 2, 1, seed=5), _randn(2, 3, 1, seed=6), _randn(2, 3, 2, seed=7))
 
 
@@ -209,6 +213,9 @@ OPERATORS: list[Operator] = [
     _value(sl.HoyerSquare()),
     Operator("GroupHoyerSquare.value", sl.GroupHoyerSquare().value, (_randn(3, 4, 6, seed=3),), (True,)),
     *(_lam_max(p) for p in PENALTIES if has_lam_max(p)),
+    Operator("LatentGroupL2.prox", _latent(50).prox, (_v[:, :6], _rand(3, 1)), (True, True), _latent(1).prox),
+    Operator("LatentGroupL2.value", _latent(50).value, (_v[:, :6],), (True,), _latent(1).value),
+    Operator("LatentGroupL2.lam_max", _latent(50).lam_max, (_v[:, :6],), (True,)),
     Operator("soft_threshold", F.soft_threshold, (_v, _rand(3, 7)), (True, True)),
     Operator("hard_threshold", F.hard_threshold, (_v, _rand(3, 1)), (True, True)),
     Operator("group_soft_threshold", F.group_soft_threshold, (_v, _rand(3, 1)), (True, True)),

@@ -51,7 +51,7 @@ def ista(
     When not to use: for the converged Lasso code: `fista` needs a fraction of the steps.
 
     >>> import torch, sparselayers.functional as F
-    >>> F.ista(torch.tensor([1.0, -0.2]), torch.eye(2), 0.5, depth=1)
+    >>> F.ista(torch.tensor([1.0, 0.2]), torch.eye(2), 0.5, depth=1)
     tensor([0.5000, 0.0000])
     """
     return unrolled(x, D, lam, depth=depth, penalty=penalty, schedule=schedule, step=step).z
@@ -85,7 +85,7 @@ def fista(
     When not to use: with a shrinkage that expands (SigShrink with tau lam > 2): momentum amplifies it.
 
     >>> import torch, sparselayers.functional as F
-    >>> F.fista(torch.tensor([1.0, -0.2]), torch.eye(2), 0.5, depth=3)
+    >>> F.fista(torch.tensor([1.0, 0.2]), torch.eye(2), 0.5, depth=3)
     tensor([0.5000, 0.0000])
     """
     return unrolled(

@@ -4,6 +4,7 @@ from .base import Grouped, Penalty
 from .group import Exclusive, GroupL0, GroupL2, LInf, SparseGroup
 from .group_exclusive import GroupExclusive
 from .hoyer import GroupHoyerSquare, HoyerSquare
+from .latent import LatentGroupL2
 from .nonconvex import MCP, SCAD, LHalf, LogSum, TransformedL1
 from .nonconvex_group import GroupMCP, L1MinusL2, SparseGroupL0
 from .separable import L0, L1, ElasticNet, NonnegativeL1, Ridge
@@ -28,6 +29,7 @@ __all__ = [
     "L1MinusL2",
     "LHalf",
     "LInf",
+    "LatentGroupL2",
     "LogSum",
     "Nonnegative",
     "NonnegativeL1",

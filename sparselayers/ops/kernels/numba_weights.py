@@ -47,11 +47,13 @@ def _norm(v, lo, hi, bound):
         largest = d if d > largest or d != d else largest
     if largest == 0 or largest != largest:
         return largest
+    # The compiler may multiply by 1 / unit, which for a subnormal unit is infinite.
+    unit = max(largest, f(1.2e-38 if v.itemsize == 4 else 2.3e-308))
     total = 0.0
     for j in range(lo, hi):
-        d = (abs(v[j]) - bound) / largest
+        d = (abs(v[j]) - bound) / unit
         total += 0.0 if d <= 0 else d * d
-    return f(largest * np.sqrt(total))
+    return f(unit * np.sqrt(total))
 
 
 @compiled()
@@ -122,13 +124,14 @@ def _pull_in_metric(u, d, n, pull, length, w, rounding):
     """u <- u s / (s + pull / d) with s the root of ‖u / (s + pull / d)‖ = 1, length = ‖u‖; d is written over."""
     f, zero, one, none = u.dtype.type, u.dtype.type(0), u.dtype.type(1), np.uint64(0)
     # In units of ‖u‖: squares of the row's own scale may be beyond the floats.
-    mean, start = 0.0, none
+    unit, mean, start = one / length, 0.0, none
+    share = pull * unit
     while start < n:
         stop = min(n, start + np.uint64(BLOCK))
         a = zero
         for j in range(start, stop):
-            w[j] = pull / d[j] / length
-            d[j] = u[j] / length
+            w[j] = share / d[j]
+            d[j] = u[j] * unit
             a += (d[j] * d[j]) * w[j]
         mean += a
         start = stop
