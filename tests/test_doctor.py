@@ -22,7 +22,16 @@ def test_a_healthy_machine(capsys):
 
 def test_core_checks_pass():
     core = [check for check in doctor.diagnose(fast=True) if check.core]
-    assert {check.name for check in core} == {"waterline", "prox", "codes", "attention", "scale-free", "weights"}
+    assert {check.name for check in core} == {
+        "waterline",
+        "prox",
+        "codes",
+        "attention",
+        "scale-free",
+        "weights",
+        "groups",
+        "groups",
+    }
     assert {check.state for check in core} == {"ok"}
 
 
