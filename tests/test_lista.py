@@ -70,16 +70,19 @@ def naive_scheduled(
     return codes
 
 
-def naive_hyper(x: np.ndarray, D: np.ndarray, c: tuple[float, float, float], depth: int, step: float) -> np.ndarray:
-    """HyperLISTA as its paper writes it, for one sample, with the pseudo-inverse itself."""
+def naive_hyper(
+    x: np.ndarray, D: np.ndarray, c: tuple[float, float, float], depth: int, step: float, fall: float
+) -> np.ndarray:
+    """HyperLISTA as its paper writes it, for one sample, with the pseudo-inverse itself; the cap of the threshold apart."""
     W, inverse = naive_weight(D), np.linalg.pinv(D)
     previous = z = np.zeros(D.shape[1])
-    for _ in range(depth):
+    for k in range(depth):
         e = np.abs(inverse @ (D @ z - x)).sum()
+        level = e if fall == 1 else min(e, fall**k * np.abs(inverse @ x).sum())
         momentum = c[1] * np.count_nonzero(z)
         share = min(max(c[2] * math.log(np.abs(inverse @ x).sum() / e), 0), 1)
         v = z - step * W.T @ (D @ z - x) + momentum * (z - previous)
-        previous, z = z, naive_shrink(v, step * c[0] * e, round(share * len(z)))
+        previous, z = z, naive_shrink(v, step * c[0] * level, round(share * len(z)))
     return z
 
 
@@ -95,13 +98,16 @@ def test_alista_is_its_definition(lam: float, rate: float, most: float, step: fl
 
 
 @pytest.mark.parametrize("constants", [None, (0.1, 0.05, 0.1), (0.2, 0.0, 0.0)])
-@pytest.mark.parametrize("step", [None, 0.8])
-def test_hyper_is_its_definition(constants: tuple[float, float, float] | None, step: float | None) -> None:
+@pytest.mark.parametrize(("step", "fall"), [(None, None), (None, 1.0), (0.8, 0.5)])
+def test_hyper_is_its_definition(
+    constants: tuple[float, float, float] | None, step: float | None, fall: float | None
+) -> None:
     x, D, _ = problem()
-    layer = layer_of("hyper", D, depth=6, constants=constants, step=step)
+    layer = layer_of("hyper", D, depth=6, constants=constants, step=step, fall=fall)
+    assert f"fall={fall or 0.85}" in repr(layer)
     if constants is None:
         assert layer.constants == pytest.approx((4.4 / 30, 1 / 30, 0.27 * 30 / 60))
-    expected = [naive_hyper(s, D.numpy(), layer.constants, 6, step or 1.0) for s in x.numpy()]
+    expected = [naive_hyper(s, D.numpy(), layer.constants, 6, step or 1.0, fall or 0.85) for s in x.numpy()]
     torch.testing.assert_close(layer(x), torch.from_numpy(np.array(expected)))
 
 
@@ -217,6 +223,13 @@ def test_tune_improves_is_deterministic_and_asks_for_no_gradient() -> None:
     other = copy.deepcopy(layer).tune(x, truth, trials=5, generator=torch.Generator().manual_seed(7))
     assert nmse(other(x), truth) <= nmse(layer(x), truth)
     assert not list(layer.parameters())
+
+
+def test_the_falling_threshold_frees_samples_that_stall() -> None:
+    """By the residual alone the threshold of a dense sample stays where it is, with atoms still to find."""
+    x, D, truth = problem(100, 400, 22, 64, torch.float32)
+    stalling, falling = (layer_of("hyper", D, depth=24, fall=fall) for fall in (1.0, 0.85))
+    assert nmse(falling(x), truth) < nmse(stalling(x), truth) - 5
 
 
 def test_tune_sets_learned_constants_too() -> None:
@@ -405,6 +418,26 @@ def test_atoms_are_drawn_and_copied() -> None:
     assert layer_of("cp", D).dictionary.data_ptr() != D.data_ptr()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("options", [{}, {"step": 0.7}, {"learn": ("dictionary", "lam", "step")}], ids=str)
+def test_reset_parameters_is_a_new_layer_with_the_same_options(variant: str, options: dict) -> None:
+    x, D, truth = problem()
+    layer = layer_of(variant, D, lam=0.07, **options)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.1)
+    if variant == "hyper":
+        layer.tune(x, truth, trials=5)
+    before = list(layer.parameters())
+    layer.reset_parameters()
+    assert all(p is q for p, q in zip(before, layer.parameters(), strict=True))
+    fresh = layer_of(variant, layer.dictionary.detach(), lam=0.07, **options)
+    torch.testing.assert_close(layer.dictionary.norm(dim=0), torch.ones(60, dtype=D.dtype))
+    assert not torch.equal(layer.dictionary, D)
+    assert fresh.constants == layer.constants
+    torch.testing.assert_close(layer(x), fresh(x), rtol=0, atol=0)
+
+
 def test_shrink_takes_the_place_of_the_prox() -> None:
     x, D, _ = problem()
     z = layer_of("alista", D, shrink=sl.SigShrink(0.1, 20.0))(x)
@@ -493,6 +526,9 @@ WRONG = [
         '"hyper" selects its support by constants[2]; leave support=None',
     ),
     (lambda: sl.LISTA(4, 6, depth=2, constants=(1.0, 1.0, 1.0)), ValueError, 'constants belong to variant="hyper"'),
+    (lambda: sl.LISTA(4, 6, depth=2, fall=0.9), ValueError, 'fall belongs to variant="hyper"'),
+    (lambda: sl.LISTA(4, 6, depth=2, variant="hyper", fall=0.0), ValueError, "fall must lie in (0, 1], got 0.0"),
+    (lambda: sl.LISTA(4, 6, depth=2, variant="hyper", fall="1"), TypeError, "fall must be a number, got str"),
     (
         lambda: sl.LISTA(4, 6, depth=2, variant="hyper", constants=(1.0, 1.0)),
         ValueError,

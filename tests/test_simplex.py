@@ -658,6 +658,29 @@ def test_a_query_inside_the_hull_with_little_locality(locality: float, kernels: 
         np.testing.assert_allclose(y, by_clarabel(q, atoms.numpy(), locality, 0.0), rtol=0, atol=1e-5)
 
 
+@KERNELS
+@pytest.mark.parametrize("locality", [0.0, 1e-4, 0.01])
+@pytest.mark.parametrize(("n", "d"), [(33, 8), (65, 2), (200, 5), (5, 3), (40, 1)])
+@pytest.mark.parametrize("kind", ["twice", "lattice", "line", "point"])
+def test_dependent_atoms_are_certified_with_few_weights(
+    kind: str, n: int, d: int, locality: float, kernels: bool
+) -> None:
+    """Atoms that stand in one place, or on one line, must not fill the support: descent gives all of them weight."""
+    atoms, x = random(n, d, seed=1), 0.3 * random(4, d)
+    atoms = {
+        "twice": atoms[torch.arange(n) % ((n + 1) // 2)],
+        "lattice": atoms.round(),
+        "line": atoms[:, :1] * torch.ones(d, dtype=torch.float64),
+        "point": atoms[:1].expand(n, d),
+    }[kind]
+    with sl.kernels(kernels):
+        found = F.simplex_least_squares(x, atoms, locality=locality, tol=1e-12)
+    assert (found.gap <= 1e-12).all()
+    assert ((found.weights > 0).sum(-1) <= d + 1).all()
+    for q, y in zip(x.numpy(), found.weights.numpy(), strict=True):
+        assert true_gap(q, atoms.numpy(), y, locality) <= 1e-12
+
+
 @CASES
 @pytest.mark.parametrize(("locality", "ridge"), [(0.0, 0.0), (0.05, 0.0), (0.05, 0.02)])
 def test_the_derivative_against_differences_and_symmetries(case: str, locality: float, ridge: float) -> None:
@@ -785,3 +808,31 @@ def test_the_unit_of_the_points_does_not_matter(power: int, dtype: torch.dtype) 
     found = F.simplex_least_squares(scale * x, scale * atoms)
     assert (found.gap <= 1e-6).all()
     torch.testing.assert_close(found.weights, solve(x, atoms), rtol=0, atol=1e-5)
+
+
+@KERNELS
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_far_from_one_under_a_causal_mask(scale: float, kernels: bool) -> None:
+    """The one atom that all queries may use says nothing of the size of the others."""
+    x, atoms = random(6, 3), random(6, 3, seed=1)
+    seen = torch.ones(6, 6, dtype=torch.bool).tril()
+    leaves = [(scale * t).float().requires_grad_() for t in (x, atoms)]
+    with sl.kernels(kernels):
+        expected = solve(x.float(), atoms.float(), mask=seen, locality=0.1)
+        found = F.simplex_least_squares(*leaves, mask=seen, locality=0.1)
+    assert (found.gap <= 1e-6).all()
+    torch.testing.assert_close(found.weights, expected, rtol=0, atol=1e-3)
+    for g in torch.autograd.grad((found.weights * random(6, 6, seed=5).float()).sum(), leaves):
+        assert g.isfinite().all()
+
+
+def test_no_atoms_have_a_gradient_of_zero() -> None:
+    x, atoms = random(2, 5, 3).requires_grad_(), random(0, 3).requires_grad_()
+    found = F.simplex_least_squares(x, atoms)
+    assert found.weights.shape == (2, 5, 0)
+    gx, gk = torch.autograd.grad(found.weights.sum(), (x, atoms))
+    assert (gx == 0).all()
+    assert gk.shape == (0, 3)
+    query, key, value = random(5, 3).requires_grad_(), random(0, 3), random(0, 4)
+    (g,) = torch.autograd.grad(F.scale_free_attention(query, key, value).sum(), (query,))
+    assert (g == 0).all()

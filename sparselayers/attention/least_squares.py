@@ -35,7 +35,9 @@ class LeastSquares:
         """The problem in coordinates in which it is well conditioned; its weights are the same."""
         x, atoms, usable, members = centred(x, atoms, mask)
         radius = torch.where(members, atoms, 0).detach().abs().amax((-2, -1), keepdim=True)
-        radius = torch.where(radius > 0, radius, 1)
+        # One atom for everybody, as under a causal mask, has no size. A power of two shows nobody what he may not use.
+        largest = atoms.detach().abs().amax((-2, -1), keepdim=True).log2().floor().exp2()
+        radius = torch.where(radius > 0, radius, torch.where(largest > 0, largest, 1))
         if isinstance(ridge, Tensor) or ridge > 0:
             ridge = ridge / radius / radius
         return LeastSquares(x / radius, atoms / radius, usable, locality, ridge)

@@ -106,9 +106,8 @@ def simplex_least_squares(
                 f"{name} of shape {tuple(strength.shape)} has more queries than x and atoms, {tuple(batch)}"
             )
     if n == 0:
-        return SimplexResult(
-            x.new_zeros(*batch, 0), x.new_zeros(batch), torch.zeros(batch, dtype=torch.long, device=x.device)
-        )
+        nothing = (x.unsqueeze(-2) * atoms).sum(-1)  # with a graph, through which the gradient is 0
+        return SimplexResult(nothing, x.new_zeros(batch), torch.zeros(batch, dtype=torch.long, device=x.device))
     shared = atoms.ndim == 2 or (x.ndim >= 2 and atoms.shape[-3] == 1)
     dtype = x.dtype
     x, atoms = upcast(x), upcast(atoms)

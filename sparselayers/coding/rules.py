@@ -66,13 +66,19 @@ class Scheduled(nn.Module):
 class Hyper(nn.Module):
     r"""All from the residual and three constants. With e = ‖D^+ (D z - x)‖_1 and e_0 = ‖D^+ x‖_1, per sample:
 
-    t = step c1 e,  momentum = c2 ‖z‖_0,  the share of the atoms that is trusted = c3 log(e_0 / e) within [0, 1].
+    t = step c1 min(e, fall^(k-1) e_0),  momentum = c2 ‖z‖_0,  trusted share of the atoms = c3 log(e_0 / e) in [0, 1].
+
+    With e alone a sample can stall: a threshold that lets nothing new pass leaves the residual, and so itself, as it is.
+    The second term takes it down all the same.
     """
 
     leverage: Tensor | None
 
-    def __init__(self, constants: tuple[float, float, float], learn: bool, D: Tensor, follow: bool) -> None:
+    def __init__(
+        self, constants: tuple[float, float, float], fall: float, learn: bool, D: Tensor, follow: bool
+    ) -> None:
         super().__init__()
+        self.fall = fall
         positive.hold(self, "constants", torch.tensor(constants, dtype=torch.float64), learn, D)
         self.register_buffer("leverage", None if follow else leverage(D))
 
@@ -87,7 +93,8 @@ class Hyper(nn.Module):
             now = (lever * g).abs().sum(-1, keepdim=True)
             share = (c3 * (first / now).log()).detach().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
             kept = (share * z.shape[-1]).round().long()
-            return Plan(step * c1 * now, kept, c2 * (z != 0).sum(-1, keepdim=True).to(z.dtype))
+            level = now if self.fall == 1 else torch.minimum(now, self.fall ** (k - 1) * first)
+            return Plan(step * c1 * level, kept, c2 * (z != 0).sum(-1, keepdim=True).to(z.dtype))
 
         return plan
 
