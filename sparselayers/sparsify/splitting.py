@@ -130,6 +130,11 @@ class PenaltyDecomposition:
     @torch.no_grad()
     def load_state_dict(self, state: Checkpoint) -> None:
         """Go on from a checkpoint; ValueError where it is of other parameters."""
+        missing = Checkpoint.__required_keys__ - state.keys()
+        if missing:
+            raise ValueError(
+                f"state must come from PenaltyDecomposition.state_dict(), got one without {', '.join(sorted(missing))}"
+            )
         found = {name: tuple(v.shape) for name, v in state["V"].items()}
         expected = {name: tuple(v.shape) for name, v in self.V.items()}
         if found != expected:
