@@ -238,10 +238,11 @@ def test_attach_in_the_metric_is_the_prox_in_that_metric(penalty: sl.Penalty, gr
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_weights_in_the_metric(dtype: torch.dtype) -> None:
     layer = nn.Linear(6, 5, bias=False, dtype=dtype)
+    layer.weight.data.copy_(torch.linspace(-0.5, 0.5, 30).view(5, 6))
     optimizer = AdamW(layer.parameters(), lr=0.01)
-    sl.Regularizer(layer, sl.L1(), lam=0.5).attach(optimizer, metric="optimizer")
+    sl.Regularizer(layer, sl.L1(), lam=5.0).attach(optimizer, metric="optimizer")
     for _ in range(3):
-        layer.weight.grad = torch.randn(5, 6).to(dtype)
+        layer.weight.grad = torch.linspace(2, -1, 30).view(5, 6).to(dtype)
         optimizer.step()
     assert layer.weight.isfinite().all()
     assert (layer.weight == 0).any()
