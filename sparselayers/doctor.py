@@ -91,6 +91,7 @@ def _operators() -> list[Check]:
         _try("attention", "softmax as in torch; sparse rows sum to 1", _attention),
         _try("scale-free", "attention is the same after a scale and a shift", _scale_free),
         _try("weights", "a group lasso step removes the small row only", _weights),
+        _try("groups", "an attention head goes whole; overlapping groups go by unions", _groups),
     ]
 
 
@@ -155,6 +156,19 @@ def _weights() -> bool:
         layer.weight.copy_(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
     sl.Regularizer(layer, sl.GroupL2(), lam=1.0).step(lr=1.0)
     return torch.allclose(layer.weight, torch.tensor([[2.4, 3.2], [0.0, 0.0]])) and not layer.weight[1].any()
+
+
+def _groups() -> bool:
+    attention = torch.nn.MultiheadAttention(4, 2)
+    with torch.no_grad():
+        for weight in (attention.in_proj_weight, attention.out_proj.weight):
+            weight.fill_(1.0)
+        attention.in_proj_weight.view(3, 2, 2, 4)[:, 1] = 0.1
+        attention.out_proj.weight[:, 2:] = 0.1
+    sl.Regularizer(attention, sl.GroupL2(), lam=1.0, groups="head").step(lr=1.0)
+    alive = attention.out_proj.weight.any(0).tolist()
+    path = sl.LatentGroupL2(((0, 1), (1, 2), (2, 3))).prox(torch.tensor([3.0, 4.0, 0.1, 0.2]), 1.0)
+    return alive == [True, True, False, False] and torch.allclose(path, torch.tensor([2.4, 3.2, 0.0, 0.0]))
 
 
 def _kernels(device: Literal["cpu", "cuda"]) -> Check:

@@ -16,7 +16,7 @@ from sparselayers.demo.common import report
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # One idea fits in a hundred lines. Not so two tasks, a model from its parts and the pictures of a page of docs/.
-LINES = {"attention_swap": 300, "scale_free_attention": 160}
+LINES = {"attention_swap": 300, "sparsify_mlp": 112, "scale_free_attention": 160}
 
 
 def test_there_are_examples() -> None:
@@ -72,6 +72,19 @@ def test_the_page_of_scale_free_attention_has_the_tables_of_its_run() -> None:
 def test_the_page_of_blocks_has_the_tables_of_the_runs(name: str) -> None:
     results = json.loads((ROOT / "examples" / f"{name}.json").read_text())
     assert report(results["title"], results["runs"]) in (ROOT / "docs" / "blocks.md").read_text()
+
+
+def test_the_page_of_sparsify_has_the_table_of_its_run() -> None:
+    script = ROOT / "examples" / "sparsify_mlp.py"
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    results = json.loads(script.with_suffix(".json").read_text())
+    page = (ROOT / "docs" / "sparsify.md").read_text()
+    assert module.shown(results["runs"], results["epochs"]) in page
+    assert f"--epochs {results['epochs']} --out FOLDER" in page
+    assert f"torch {results['torch']}" in page
+    assert {run[0] for run in results["runs"]} == set(module.METHODS)
 
 
 def test_a_report_has_means_over_the_seeds_and_keeps_the_runs(tmp_path: Path) -> None:

@@ -13,8 +13,38 @@ from torch import Tensor
 
 import sparselayers as sl
 import sparselayers.functional as F
+from sparselayers.coding.certificate import duality_gap
 
 EXACT = {"tol": 1e-11, "max_iter": 3000}  # the optimum on the support then has all digits
+
+
+@pytest.mark.parametrize("penalty", [sl.L1(), sl.NonnegativeL1(), sl.ElasticNet(0.5), sl.ElasticNet(1.0)], ids=repr)
+@pytest.mark.parametrize("kernels", [True, False])
+def test_infinite_strength_gives_certified_zeros(penalty: sl.Penalty, kernels: bool) -> None:
+    x, D = 1e-3 * torch.randn(3, 6), torch.randn(6, 9)
+    x.requires_grad_()
+    for lam in (torch.inf, 1e300, torch.tensor(torch.inf), torch.full((3, 1), torch.inf)):
+        with sl.kernels(kernels):
+            found = F.lasso(x, D, lam, penalty=penalty)
+        assert not found.code.any()
+        assert found.gap.tolist() == [0.0] * 3
+        assert found.iterations.tolist() == [0] * 3
+        found.code.sum().backward()
+        assert not x.grad.any()
+
+
+def test_each_sample_may_leave_other_atoms_free() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, D = (torch.randn(m, n, dtype=torch.float64, generator=generator) for m, n in ((5, 6), (6, 9)))
+    lam = torch.full((5, 9), 0.3, dtype=torch.float64)
+    lam[0, 0] = lam[1, 1] = lam[1, 4] = 0
+    together = F.lasso(x, D, lam)
+    alone = [F.lasso(x[i], D, lam[i]) for i in range(5)]
+    assert (together.gap <= 1e-6).all()
+    torch.testing.assert_close(together.code, torch.stack([each.code for each in alone]))
+    torch.testing.assert_close(duality_gap(x, D, together.code, lam, sl.L1()), together.gap, rtol=0, atol=1e-12)
+    folded = duality_gap(x.view(5, 1, 6), D, together.code.view(5, 1, 9), lam.view(5, 1, 9), sl.L1())
+    torch.testing.assert_close(folded.view(5), together.gap, rtol=0, atol=1e-12)
 
 
 def problem(m: int = 4, n: int = 8, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:

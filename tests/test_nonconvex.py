@@ -107,6 +107,16 @@ def test_sparse_group_l0_beats_hard_thresholding_then_shrinking(ratio: float, sq
     assert (cost(exact) < cost(naive) - 1e-3).any()
 
 
+@pytest.mark.parametrize("penalty", [sl.SparseGroupL0(), sl.SparseGroupL0(0.1, sqrt_size=True), sl.LHalf()], ids=repr)
+@pytest.mark.parametrize("scale", [1e-12, 1e3, 1e12])
+def test_lam_max_is_the_end_at_every_scale(penalty: sl.Penalty, scale: float) -> None:
+    c = scale * torch.randn(500, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for step in (1e-3, 1.0, 1e3):
+        lam = penalty.lam_max(c, step).unsqueeze(-1)
+        assert not penalty.prox(step * c, step * lam).any()
+        assert penalty.prox(step * c, step * lam * 0.999).any(-1).all()
+
+
 def test_sparse_group_l0_keeps_small_entries_that_pay() -> None:
     v = torch.tensor([[1.0, 1e-5, 1e-7]])
     assert (sl.SparseGroupL0().prox(v, 1e-12) != 0).tolist() == [[True, True, False]]

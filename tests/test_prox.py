@@ -266,6 +266,30 @@ def test_infinite_strength_gives_zero_with_finite_gradients() -> None:
         assert torch.autograd.grad(out.sum(), v)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("t", [torch.inf, torch.tensor(torch.inf)])
+def test_infinite_strength_of_an_elastic_net(ratio: float, t: float | Tensor) -> None:
+    assert not sl.ElasticNet(ratio).prox(rows(3, 6), t).any()
+    assert not sl.ElasticNet(ratio).prox(rows(3, 6), t, weights(3, 6)).any()
+
+
+@pytest.mark.parametrize(
+    "penalty", [sl.GroupL2(sqrt_size=True), sl.SparseGroup(sqrt_size=True), sl.GroupL2()], ids=repr
+)
+def test_a_strength_beyond_float32_is_infinite(penalty: sl.Penalty) -> None:
+    for t in (3e38, 1e300):
+        assert not penalty.prox(torch.randn(3, 6), t).any()
+
+
+@every
+def test_rows_without_entries(penalty: sl.Penalty) -> None:
+    v = torch.zeros(3, 0)
+    assert penalty.prox(v, 0.5).shape == (3, 0)
+    assert penalty.value(v).shape == (3,)
+    if has_lam_max(penalty):
+        assert penalty.lam_max(v).tolist() == [0.0] * 3
+
+
 @every
 def test_flags_imply_what_they_say(penalty: sl.Penalty) -> None:
     v = rows(4, 6)

@@ -63,6 +63,7 @@ SMOOTH = [(g, p) for g in KINDS for p in PENALTIES if not p.indicator and p.conv
 SMOOTH = [(g, p) for g, p in SMOOTH if g != "element" or not isinstance(p, sl.Grouped)]  # one entry has no blocks
 FINITE = [(p, g) for g in KINDS for p in PENALTIES if not p.indicator and p != sl.NonnegativeL1()]
 FINITE = [(p, g) for p, g in FINITE if g == "output" or not isinstance(p, sl.Grouped)]  # rows of 12 that blocks divide
+FINITE = [(p, g) for p, g in FINITE if g != "neuron" or p.has_metric]  # the parts of a neuron have different lr there
 
 
 @pytest.mark.parametrize(("groups", "penalty"), SMOOTH, ids=lambda x: x if isinstance(x, str) else repr(x))
@@ -196,6 +197,14 @@ def test_a_neuron_whose_parts_have_different_lr_uses_the_metric(penalty: sl.Pena
     optimizer.step()
     found = torch.cat([p.detach().view(7, -1) for p in parts], 1)
     torch.testing.assert_close(found, penalty.prox(rows, 0.6, metric=metric))
+
+
+def test_without_a_metric_the_parts_of_a_neuron_need_one_lr() -> None:
+    layer = nn.Linear(3, 4)
+    optimizer = idle(layer, {"params": [layer.weight], "lr": 0.5}, {"params": [layer.bias], "lr": 0.1})
+    sl.Regularizer(layer, sl.GroupMCP(), lam=0.2, groups="neuron").attach(optimizer)
+    with pytest.raises(ValueError, match="GroupMCP has no prox in a metric; those that have: "):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("tensor", [False, True])

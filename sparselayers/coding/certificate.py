@@ -66,23 +66,20 @@ class Weights:
         return self.b is None and not self.nonnegative and may_wait(self.a) and bool((self.a == 0).any())
 
     def _free_part(self, r: Tensor, D: Tensor) -> Tensor:
-        """The part of r in the span of the atoms without a penalty, where no dual point has any; the number 0 if none are.
-
-        Not known where each sample leaves other atoms free: the bound is loose there.
-        """
+        """The part of r in the span of the atoms without a penalty, where no dual point has any; the number 0 if none are."""
         if not self.free():
             return r.new_zeros(())
         free = self.a == 0
-        each_atom = free.ndim > 0 and free.shape[-1] > 1
-        if each_atom and free.ndim > 1:
-            if bool((free != free[:1]).any()):
-                return r.new_zeros(())
-            free = free[0]
-        span = D * free if each_atom else D
-        basis, sizes, _ = torch.linalg.svd(torch.where(span.isfinite(), span, 0), full_matrices=False)
-        basis = basis * (sizes > sizes[0] * max(D.shape) * torch.finfo(D.dtype).eps)
-        part = r @ basis @ basis.mT
-        return part if each_atom else torch.where(free, part, 0)
+        if free.ndim == 0 or free.shape[-1] == 1:
+            return torch.where(free, _within(r, D), 0)
+        patterns, which = free.reshape(-1, free.shape[-1]).unique(dim=0, return_inverse=True)
+        if len(patterns) == 1:
+            return _within(r, D * patterns[0])
+        which = which.view(free.shape[:-1]).expand(r.shape[:-1])
+        part = torch.zeros_like(r)
+        for i, pattern in enumerate(patterns):
+            part[which == i] = _within(r[which == i], D * pattern)
+        return part
 
     def to(self, dtype: torch.dtype) -> Weights:
         """The same in another precision."""
@@ -95,8 +92,8 @@ class Weights:
     def scaled(self, sample: Tensor, dictionary: Tensor) -> Weights:
         """Those of the same codes, times dictionary / sample, when x is divided by `sample` and D by `dictionary`."""
         sample, dictionary = sample.to(self.a.dtype), dictionary.to(self.a.dtype)
-        b = None if self.b is None else self.b / dictionary / dictionary
-        return Weights(self.a / sample / dictionary, b, self.nonnegative)
+        b = None if self.b is None else _finite(self.b / dictionary / dictionary)
+        return Weights(_finite(self.a / sample / dictionary), b, self.nonnegative)
 
 
 @dataclass(frozen=True)
@@ -127,6 +124,8 @@ class Strong:
 
 def weighed(penalty: Penalty, lam: Tensor, D: Tensor) -> Weights | Strong:
     """lam times the penalty, by weights where it has a duality gap; in the dtype of lam."""
+    if isinstance(penalty, L1 | NonnegativeL1 | ElasticNet):
+        lam = _finite(lam)
     if isinstance(penalty, L1 | NonnegativeL1):
         return Weights(lam, None, isinstance(penalty, NonnegativeL1))
     if isinstance(penalty, ElasticNet):
@@ -168,6 +167,18 @@ def duality_gap(x: Tensor, D: Tensor, z: Tensor, lam: float | Tensor, penalty: P
 def widest(q: Tensor) -> Tensor:
     """In float64, where the device has it."""
     return upcast(q) if q.device.type == "mps" else q.double()
+
+
+def _within(r: Tensor, atoms: Tensor) -> Tensor:
+    """The part of r in the span of the atoms."""
+    basis, sizes, _ = torch.linalg.svd(torch.where(atoms.isfinite(), atoms, 0), full_matrices=False)
+    basis = basis * (sizes > sizes[0] * max(atoms.shape) * torch.finfo(atoms.dtype).eps)
+    return r @ basis @ basis.mT
+
+
+def _finite(lam: Tensor) -> Tensor:
+    """An infinite strength as the largest number there is: 0 times it is 0."""
+    return lam.clamp_max(torch.finfo(lam.dtype).max)
 
 
 def _take(lam: Tensor, rows: Tensor) -> Tensor:

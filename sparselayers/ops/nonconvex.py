@@ -78,8 +78,9 @@ def l_half(a: Tensor, t: Tensor) -> Tensor:
 
     Source: Xu, Chang, Xu and Zhang, IEEE Trans. Neural Netw. Learn. Syst. 2012.
     """
-    rounding = 4 * torch.finfo(a.dtype).eps  # of the power: a tie goes to zero
-    kept = ~(a <= 1.5 * (1 + rounding) * t ** (2 / 3))
+    rounding = 4 * torch.finfo(a.dtype).eps  # a tie goes to zero
+    part = (2 / 3) * a  # t^(2/3) would lose digits far from 1
+    kept = ~(part * part.sqrt() <= (1 + rounding) * t)
     a_in, t_in = harmless(kept, a, t)
     r = 0.75 * (t_in / a_in) * (3 / a_in).sqrt()
     return torch.where(kept, (2 / 3) * a_in * (1 + torch.cos((2 / 3) * (math.pi - torch.acos(r)))), 0)

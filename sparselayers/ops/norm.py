@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ def strength(t: float | Tensor, like: Tensor) -> Tensor:
     """`t` as a tensor in the dtype and on the device of `like`; a gradient flows through."""
     if isinstance(t, Tensor):
         return t.to(like.dtype)
+    t = t if t <= torch.finfo(like.dtype).max else math.inf
     return torch.full((), t, dtype=like.dtype, device=like.device)
 
 

@@ -29,6 +29,7 @@ class Penalty(ABC):
     separable: bool = False
     has_metric: bool = False
     indicator: bool = False
+    _shortest = 1  # entries of a row that is not empty
 
     @abstractmethod
     def value(self, v: Tensor) -> Tensor:
@@ -72,6 +73,8 @@ class Penalty(ABC):
         """
         checks.floating(c, "c")
         checks.axis(-1, c, "c")
+        if c.shape[-1] == 0:  # as a row of zeros
+            c = c.new_zeros(*c.shape[:-1], self._shortest)
         return self._lam_max(c, step)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
@@ -118,6 +121,7 @@ class Grouped(Penalty):
         if not isinstance(self.penalty, Penalty):
             raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {self.penalty!r}")
         checks.count(self.size, "size")
+        object.__setattr__(self, "_shortest", self.size)
         for flag in ("convex", "has_metric", "indicator"):  # not separable: a block is not to be cut
             object.__setattr__(self, flag, getattr(self.penalty, flag))
 

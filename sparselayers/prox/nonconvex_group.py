@@ -150,8 +150,8 @@ class SparseGroupL0(Penalty):
         by_group = group * t if group else torch.zeros_like(t)
         squares, counts, order, unit = largest_first(v)
         lengths, shrinkage = squares.sqrt(), by_group.detach() / unit
-        # (n_k - shrinkage)² written out, so that a tie between numbers of entries stays one where nothing is shrunk.
-        left = torch.where(lengths > shrinkage, squares - shrinkage * (2 * lengths - shrinkage), 0)
+        # Where nothing is shrunk a tie between numbers of entries stays one: the squares are exact, their roots are not.
+        left = torch.where(shrinkage == 0, squares, torch.relu(lengths - shrinkage).square())
         saved = left / 2 - counts * (by_entry.detach() / unit / unit)
         best, k = saved.max(-1, keepdim=True)
         kept = chosen(order, torch.where(best <= 0, -1, k)) | (t == 0)

@@ -108,8 +108,9 @@ class ElasticNet(Penalty):
         return self.ratio * v.abs().sum(-1) + (1 - self.ratio) * 0.5 * v.square().sum(-1)
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
-        t = in_metric(t, metric)
-        return soft_threshold(v, self.ratio * t) / (1 + (1 - self.ratio) * t)
+        t = in_metric(t, metric)  # 0 times an infinite t is no number
+        shrunk = soft_threshold(v, self.ratio * t) if self.ratio else v
+        return shrunk / (1 + (1 - self.ratio) * t) if self.ratio < 1 else shrunk
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         if self.ratio == 0:
@@ -176,5 +177,7 @@ class L0(Penalty):
 def nearly_nonnegative(v: Tensor) -> Tensor:
     """Row by row: no entry below 0 by more than sqrt(eps) of the row's largest."""
     v = upcast(v.detach())
+    if v.shape[-1] == 0:
+        return v.sum(-1) == 0
     slack = torch.finfo(v.dtype).eps ** 0.5 * v.abs().amax(-1)
     return v.amin(-1) >= -slack

@@ -21,6 +21,10 @@ def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def any_sharded(parameters: Iterable[Tensor]) -> bool:
+    return "torch.distributed.tensor" in sys.modules and any(map(is_sharded, parameters))
+
+
 def local(x: Tensor) -> Tensor:
     """This process's part of a DTensor, sharing its memory; any other tensor itself."""
     return x.to_local() if is_sharded(x) else x
@@ -44,8 +48,10 @@ def shard_like(full: Tensor, like: Tensor) -> Tensor:
 
 def outlines(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by name; in the place of a DTensor an empty tensor of its whole shape, to cut without communication."""
-    seen: dict[int, nn.Parameter] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    if not any_sharded(parameters.values()):
+        return parameters
+    seen: dict[int, nn.Parameter] = {}
     for p in parameters.values():
         if is_sharded(p):
             seen.setdefault(id(p), nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad))
@@ -62,6 +68,8 @@ class Unsharded:
     def __init__(self, parameters: dict[str, nn.Parameter], blocks: Iterable[Block]) -> None:
         self.tensors: dict[str, Tensor] = dict(parameters)
         self._gathered: list[tuple[Tensor, Tensor]] = []
+        if not any_sharded(parameters.values()):
+            return
         for block in blocks:
             members = {part.name: parameters[part.name].detach() for part in block}
             if not any(map(is_sharded, members.values())):
