@@ -67,11 +67,36 @@ def compare(groups: str | Callable, before: bool, world: int) -> None:
         freeze.remove()
 
 
+def compare_split(groups: str | Callable, before: bool, world: int) -> None:
+    whole, model = Net(), Net()
+    args = (0.01, 0.5, 1.25, groups)
+    twin, split = sl.PenaltyDecomposition(whole, *args), sl.PenaltyDecomposition(model, *args)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    if not before:
+        split = sl.PenaltyDecomposition(model, *args)
+    for m, s in ((model, split), (whole, twin)):
+        optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+        for _ in range(2):
+            optimizer.zero_grad()
+            (m(x).square().mean() + s.value()).backward()
+            optimizer.step()
+            s.step()
+        s.load_state_dict(s.state_dict())
+        s.apply()
+    for name, v in twin.V.items():
+        torch.testing.assert_close(split.V[name].full_tensor(), v)
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p.full_tensor(), q)
+    split.load_state_dict(twin.state_dict())
+
+
 def work(rank: int, world: int, file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     for groups in GROUPS:
         for before in (True, False):
             compare(groups, before, world)
+            compare_split(groups, before, world)
     dist.destroy_process_group()
 
 

@@ -229,6 +229,11 @@ WRONG = [
         r"HoyerSquare\(\) has no prox",
     ),
     (
+        lambda: sl.PenaltyDecomposition(X, LAM, BETA).load_state_dict({"lam": 1.0, "sigma": 2.0}),
+        ValueError,
+        r"state must come from PenaltyDecomposition.state_dict\(\), got one without V, beta",
+    ),
+    (
         lambda: sl.PenaltyDecomposition(X, LAM, BETA).load_state_dict(
             sl.PenaltyDecomposition(network(), LAM, BETA).state_dict()
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -65,7 +65,7 @@ class Unsharded:
     computes the same, and keeps its own part.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], blocks: Iterable[Block]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], blocks: Iterable[Block]) -> None:
         self.tensors: dict[str, Tensor] = dict(parameters)
         self._gathered: list[tuple[Tensor, Tensor]] = []
         if not any_sharded(parameters.values()):

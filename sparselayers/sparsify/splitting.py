@@ -12,6 +12,7 @@ from ..prox import L0, GroupL2, Penalty
 from .groups import Groups, Include
 from .multitensor import Weighted, prox_
 from .regularizer import Regularizer
+from .sharded import Unsharded, local, shard_like, whole
 
 
 class Checkpoint(TypedDict):
@@ -87,12 +88,13 @@ class PenaltyDecomposition:
     @property
     def V(self) -> dict[str, Tensor]:
         """The sparse copy by parameter name, with the dtype and on the device that the weights have now."""
-        self._V = {name: self._V[name].to(w) for name, w in self._weights().items()}
+        self._V = {name: shard_like(self._V[name].to(w.dtype), w) for name, w in self._weights().items()}
         return self._V
 
     def value(self) -> Tensor:
         """lam GL(W) + beta/2 ‖W - V‖², a 0-d tensor to add to the loss; differentiable in the weights W."""
-        weights, V = self._weights(), self.V
+        weights = {name: whole(w) for name, w in self._weights().items()}
+        V = {name: whole(v) for name, v in self.V.items()}
         parts = [part for block in self.group_lasso.blocks for part in block]
         apart = [(part.cut(weights[part.name]) - part.cut(V[part.name])).square().sum() for part in parts]
         return self.lam * self.group_lasso.value() + self.beta / 2 * torch.stack(apart).sum()
@@ -102,9 +104,12 @@ class PenaltyDecomposition:
         """V <- argmin_V  lam R(V) + beta/2 ‖V - W‖²; after each step of the optimizer."""
         weights, V = self._weights(), self.V
         for name, v in V.items():
-            v.copy_(weights[name])
+            local(v).copy_(local(weights[name]))
         t, blocks = self.lam / self.beta, self.group_lasso.blocks
-        prox_(self.penalty, [Weighted(block, tuple(part.cut(V[part.name]) for part in block), t) for block in blocks])
+        plain = Unsharded(V, blocks)
+        views = [tuple(part.cut(plain.tensors[part.name]) for part in block) for block in blocks]
+        prox_(self.penalty, [Weighted(block, view, t) for block, view in zip(blocks, views, strict=True)])
+        plain.write()
 
     def grow(self) -> None:
         """beta <- sigma beta; now and then, in the paper each 40 epochs of 200."""
@@ -115,7 +120,7 @@ class PenaltyDecomposition:
         """Make W exactly zero where V is; the other entries of W stay as they were trained."""
         V = self.V
         for name, w in self._weights().items():
-            w.copy_(torch.where(V[name] == 0, 0, w))
+            local(w).copy_(torch.where(local(V[name]) == 0, 0, local(w)))
 
     def state_dict(self) -> Checkpoint:
         """lam, beta, sigma and a copy of V, for a checkpoint beside those of the model and the optimizer."""
@@ -125,6 +130,11 @@ class PenaltyDecomposition:
     @torch.no_grad()
     def load_state_dict(self, state: Checkpoint) -> None:
         """Go on from a checkpoint; ValueError where it is of other parameters."""
+        missing = Checkpoint.__required_keys__ - state.keys()
+        if missing:
+            raise ValueError(
+                f"state must come from PenaltyDecomposition.state_dict(), got one without {', '.join(sorted(missing))}"
+            )
         found = {name: tuple(v.shape) for name, v in state["V"].items()}
         expected = {name: tuple(v.shape) for name, v in self.V.items()}
         if found != expected:
@@ -133,7 +143,7 @@ class PenaltyDecomposition:
                 "build the object with the model, groups and include that it was saved with"
             )
         for name, v in self.V.items():
-            v.copy_(state["V"][name])
+            local(v).copy_(local(shard_like(state["V"][name], v)))
         self.lam, self.beta, self.sigma = state["lam"], state["beta"], state["sigma"]
 
     def _weights(self) -> dict[str, nn.Parameter]:
