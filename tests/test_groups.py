@@ -321,6 +321,19 @@ def test_lam_max_is_where_a_prox_step_first_gives_zero(penalty: sl.Penalty, grou
         assert dead == all(not twin.get_parameter(name).any() for name in regularizer.names)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("groups", ["output", "input", "neuron", "element", "tensor"])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_layers_without_weights_have_no_say(groups: str, shape: tuple[int, int]) -> None:
+    full, empty = after_backward(nn.Linear(2, 2)), nn.Linear(*shape)
+    for p in empty.parameters():
+        p.grad = torch.zeros_like(p)
+    both = nn.ModuleList([full, empty])
+    expected = sl.Regularizer(full, GL, lam=0.1, groups=groups).lam_max()
+    torch.testing.assert_close(sl.Regularizer(both, GL, lam=0.1, groups=groups).lam_max(), expected)
+    assert not sl.Regularizer(empty, GL, lam=0.1, groups="input" if groups == "neuron" else groups).lam_max().any()
+
+
 def test_lam_max_at_zero_weights_is_the_largest_gradient() -> None:
     model = after_backward(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
     for p in model.parameters():

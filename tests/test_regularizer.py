@@ -96,6 +96,16 @@ def test_value_is_lam_times_the_sum_and_differentiable(groups: str, penalty: sl.
     torch.testing.assert_close(regularizer.value(), 2 * 0.3 * Term()() / 0.6)
 
 
+def test_float16_weights_whose_sum_is_no_float16() -> None:
+    """1,000 groups of norm 100 sum to 1e5, beyond float16; a hundredth of it is 1e3, with its gradient."""
+    model = nn.Linear(4, 1000).half()
+    model.weight.data.fill_(50.0)
+    value = sl.Regularizer(model, GL, 0.01).value()
+    torch.testing.assert_close(value.detach(), torch.tensor(1000.0, dtype=torch.float16))
+    value.backward()
+    torch.testing.assert_close(model.weight.grad, torch.full_like(model.weight, 0.005))
+
+
 def test_value_in_the_loss_reaches_the_weights_only_there() -> None:
     model = network()
     regularizer = sl.Regularizer(model, GL, lam=0.3)
@@ -450,6 +460,21 @@ WRONG = [
     (lambda: sl.Regularizer(X, GL, float("nan")), ValueError, r"lam must lie in \[0, inf\], got nan"),
     (lambda: sl.Regularizer(X, GL, "1"), TypeError, "lam must be a number, got str"),
     (lambda: sl.Regularizer(X, GL, True), TypeError, "lam must be a number, got bool"),
+    (
+        lambda: sl.Regularizer(X, GL, torch.ones(2)),
+        ValueError,
+        r"0-d tensor, got shape \(2,\); for a lam a layer make one",
+    ),
+    (
+        lambda: sl.Regularizer(X, sl.HoyerSquare(), 1.0).attach(SGD(X.parameters())),
+        ValueError,
+        r"weight in groups of 2: HoyerSquare\(\) has no prox; add lam",
+    ),
+    (
+        lambda: sl.Regularizer(X, sl.Grouped(GL, 3), 1.0).attach(SGD(X.parameters())),
+        ValueError,
+        "weight in groups of 2: size 3 does not divide .* use a divisor",
+    ),
     (lambda: sl.Regularizer(X, GL, 1.0).step(-0.1), ValueError, r"lr must lie in \[0, inf\], got -0.1"),
     (lambda: sl.Regularizer(X, GL, 1.0).step("0.1"), TypeError, "lr must be a number, got str"),
     (lambda: sl.Regularizer(X, GL, 1.0).attach(X), TypeError, "must be a torch.optim.Optimizer, got Linear; attach to"),

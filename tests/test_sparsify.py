@@ -359,7 +359,7 @@ WRONG = [
     (lambda: cut(X, "output", "*.weight"), ValueError, r"include='\*.weight' caught no parameter.* are: bias, weight"),
     (lambda: cut(X, "output", []), ValueError, r"include=\[\] caught no parameter"),
     (lambda: cut(X, "output", lambda name, p: False), ValueError, "caught no parameter"),
-    (lambda: cut(nn.ReLU(), "output"), ValueError, "caught no parameter.* are: none"),
+    (lambda: cut(nn.ReLU(), "output"), ValueError, "caught no parameter.* are: none; choose"),
     (lambda: cut(X, "filter"), ValueError, "groups='filter' with include=None caught no parameter"),
     (lambda: cut(X, lambda name, p: None), ValueError, "caught no parameter"),
     (
@@ -389,13 +389,23 @@ WRONG = [
         ValueError,
         r"groups=\"bias\" takes vectors, got 'weight' of shape \(2, 2\); use \"output\"",
     ),
-    (lambda: cut(X, "neuron", "bias"), ValueError, r"groups=\"neuron\" takes weights, got 'bias' of shape \(2,\)"),
+    (
+        lambda: cut(X, "neuron", "bias"),
+        ValueError,
+        r"groups=\"neuron\" takes weights, got 'bias' of shape \(2,\); use \"bias\"",
+    ),
+    (
+        lambda: cut(X, lambda name, p: p[:1].expand(3, -1)),
+        ValueError,
+        "shows an entry of .* more than once.*leave out expand",
+    ),
     (
         lambda: cut(Scaled(), "output", "scale"),
         ValueError,
         'groups="output" takes vectors and matrices, got the scalar \'scale\'; use "element"',
     ),
     (lambda: sl.sparsity_report(nn.ReLU()), ValueError, "caught no parameter"),
+    (lambda: sl.sparsity_report(torch.ones(2)), TypeError, "model must be an nn.Module, got Tensor; for a tensor"),
 ]
 
 

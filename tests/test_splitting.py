@@ -196,6 +196,16 @@ def test_half_precision_and_layout() -> None:
     assert split.value().dtype == torch.bfloat16
 
 
+def test_float16_weights_whose_sum_is_no_float16() -> None:
+    """W = V: 1,000 rows of norm 100, sqrt(4) and lam 0.01 make 2,000, though they sum to 2e5. W - V = 50: to 5e6."""
+    model = nn.Linear(4, 1000).half()
+    model.weight.data.fill_(50.0)
+    split = sl.PenaltyDecomposition(model, 0.01, 0.001)
+    torch.testing.assert_close(split.value().detach(), torch.tensor(2000.0, dtype=torch.float16))
+    split.V["weight"].zero_()
+    torch.testing.assert_close(split.value().detach(), torch.tensor(7000.0, dtype=torch.float16))
+
+
 def test_only_the_part_that_groups_show_is_pulled() -> None:
     model = nn.Linear(4, 2)
     split = sl.PenaltyDecomposition(model, 0.0, BETA, groups=lambda name, p: p[:, :2] if p.ndim == 2 else None)

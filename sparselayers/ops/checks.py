@@ -57,6 +57,16 @@ def number(
         raise ValueError(f"{name} must lie in {bracket}{low:g}, {high:g}], got {value!r}")
 
 
+def scalar(value: float | Tensor, name: str, low: float = -math.inf, open_low: bool = False) -> None:
+    """As `number`, and ValueError for a tensor that is not 0-d."""
+    number(value, name, low, open_low=open_low)
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(
+            f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}; "
+            f"for a {name} a layer make one object a layer, by include"
+        )
+
+
 def count(value: int, name: str, least: int = 1) -> None:
     """ValueError unless `value` is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -36,10 +36,11 @@ def cut_model(model: nn.Module, groups: Groups, include: Include, exclude: Inclu
     if not blocks:
         known = ", ".join(sorted(owners)) or "none"
         excluded = "" if exclude is None else f" and exclude={exclude!r}"
-        remedy = "; heads of other modules: give sl.Heads(...)" if groups == "head" or isinstance(groups, Heads) else ""
+        heads = groups == "head" or isinstance(groups, Heads)
+        remedy = "heads of other modules: give sl.Heads(...)" if heads else "choose groups and include that fit them"
         raise ValueError(
             f"groups={groups!r} with include={include!r}{excluded} caught no parameter; "
-            f"the model's parameters are: {known}{remedy}"
+            f"the model's parameters are: {known}; {remedy}"
         )
     return blocks
 
@@ -98,6 +99,11 @@ def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str
         raise ValueError(
             f"groups(name, parameter) gave a copy for {name!r} of shape {tuple(parameter.shape)}, and a step on a copy "
             "changes nothing; use view, transpose or unflatten instead of reshape"
+        )
+    if any(n > 1 and stride == 0 for n, stride in zip(view.shape, view.stride(), strict=True)):
+        raise ValueError(
+            f"groups(name, parameter) shows an entry of {name!r} of shape {tuple(parameter.shape)} more than once, and a step "
+            "cannot write it twice; leave out expand, or use sl.LatentGroupL2 for groups that overlap"
         )
 
     def cut(p: Tensor) -> Tensor:

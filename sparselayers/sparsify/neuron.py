@@ -13,7 +13,9 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: batch 
 def neuron(model: nn.Module, owners: dict[str, nn.Module], parameters: dict[str, nn.Parameter], name: str) -> Block:
     """The parts of the neurons of one weight; the normalisation comes right after its layer in an nn.Sequential."""
     if parameters[name].ndim < 2:
-        raise ValueError(f'groups="neuron" takes weights, got {name!r} of shape {tuple(parameters[name].shape)}')
+        raise ValueError(
+            f'groups="neuron" takes weights, got {name!r} of shape {tuple(parameters[name].shape)}; use "bias"'
+        )
     weight = along("output", name, parameters[name], owners[name])
     path, _, leaf = name.rpartition(".")
     bias = leaf.removesuffix("weight") + "bias"

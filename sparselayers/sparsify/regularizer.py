@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..ops import checks
+from ..ops.norm import upcast
 from ..prox import Penalty
 from ..prox.base import with_metric
 from .freeze import Freeze, zeros_of
@@ -19,7 +21,7 @@ from .groups import Groups, Include, cut_model
 from .hook import ProxHook, weigh
 from .metric import FLOOR, Rate, Rates, adaptive, euclidean, kind, unsharded_rates
 from .multitensor import prox_
-from .sharded import Unsharded, whole
+from .sharded import Unsharded, outlines, whole
 from .stationarity import stationarity
 from .strength import Rule, State
 from .strongest import lam_max
@@ -95,7 +97,7 @@ class Regularizer:
         if isinstance(lam, Rule):
             self._rule, self._progress = lam, lam.initial()
         else:
-            checks.number(lam, "lam", low=0.0)
+            checks.scalar(lam, "lam", low=0.0)
             self._progress = {"lam": lam}
 
     @property
@@ -105,13 +107,22 @@ class Regularizer:
 
     def value(self) -> Tensor:
         """lam times the penalty of all groups, a 0-d tensor to add to the loss; differentiable in the weights."""
+        total = self._sum()
+        # A constraint (an indicator, a sign) holds whatever lam is: infinity, not 0 times it, where it is broken.
+        return torch.where(total.isposinf(), total.detach(), self.lam * total).to(self._dtype)
+
+    def _sum(self) -> Tensor:
+        """The penalty of all groups, for 16-bit weights in float32: a sum over a model leaves the range of float16."""
         parameters = self._parameters()
         rows = (
             torch.cat([part.rows(part.cut(whole(parameters[part.name]))) for part in block], 1) for block in self.blocks
         )
-        total = torch.stack([self.penalty.value(matrix).sum() for matrix in rows]).sum()
-        # A constraint (an indicator, a sign) holds whatever lam is: infinity, not 0 times it, where it is broken.
-        return torch.where(total.isposinf(), total.detach(), self.lam * total)
+        return torch.stack([self.penalty.value(upcast(matrix)).sum() for matrix in rows]).sum()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of the weights, which several promote to."""
+        return reduce(torch.promote_types, (p.dtype for p in self._caught().values()))
 
     def step(self, lr: float | Tensor) -> None:
         """One prox step in place on everything caught: w <- prox(w, t = lr lam)."""
@@ -135,7 +146,7 @@ class Regularizer:
                 weight that is rarely visited, whose D is tiny, would shrink to zero between two visits. 0 is exact.
 
         Raises: ValueError for an optimizer that holds none of the parameters, a second regularizer on one of them, an
-            optimizer without a known D, or a penalty without a prox in a metric.
+            optimizer without a known D, or a penalty without a prox: in a metric, at all, or for groups of this size.
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
@@ -171,7 +182,18 @@ class Regularizer:
                     f"{', '.join(names)}: caught by two regularizers, and a sum's prox is not the composition of proxes; "
                     "remove one, separate them by include, or use a penalty that has both terms (SparseGroup)"
                 )
+        self._check_prox()
         return optimizer.register_step_post_hook(ProxHook(self, rates))
+
+    def _check_prox(self) -> None:
+        """ValueError now, not at the first step, where the penalty has no prox or none for groups of this size."""
+        parameters = outlines(self.model)
+        for block in self.blocks:
+            size = sum(math.prod(part.cut(parameters[part.name]).shape[part.lead :]) for part in block)
+            try:
+                self.penalty.prox(torch.empty(0, size), 0.0)
+            except ValueError as error:
+                raise ValueError(f"{', '.join(part.name for part in block)} in groups of {size}: {error}") from error
 
     def stationarity(self, step: float | Tensor | Optimizer = 1.0) -> Tensor:
         """After a backward: how far the weights are from a stationary point of loss + lam R, in [0, 1]; 0-d.

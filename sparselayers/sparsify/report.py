@@ -88,7 +88,8 @@ def sparsity_report(
     Returns: a frozen SparsityReport (weights, weights_zero, groups, groups_zero, inputs, inputs_zero, neurons,
         neurons_zero, layers, flops, flops_zero, flops_removable, below), which prints as a table.
 
-    Raises: ValueError for a model without such weights or a negative `below`; TypeError for another kind of example.
+    Raises: ValueError for a model without such weights or a negative `below`; TypeError for what is no
+        module and for another kind of example.
 
     When not to use: for weights that are small but not zero: without `below` they are not counted, whatever their size; with
         it the number is no property of the model that you ship.
@@ -102,6 +103,8 @@ def sparsity_report(
     >>> report.flops, report.flops_zero
     (60, 30)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; for a tensor: (x == 0).sum()")
     if below is not None:
         checks.number(below, "below", low=0.0)
     parameters = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}

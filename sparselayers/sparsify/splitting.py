@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from ..ops.norm import upcast
 from ..prox import L0, GroupL2, Penalty
 from .groups import Groups, Include
 from .multitensor import Weighted, prox_
@@ -76,8 +77,8 @@ class PenaltyDecomposition:
     ) -> None:
         if not isinstance(penalty, Penalty):
             raise TypeError(f"penalty must be a Penalty such as L0(), got {penalty!r}")
-        checks.number(lam, "lam", low=0.0)
-        checks.number(beta, "beta", low=0.0, open_low=True)
+        checks.scalar(lam, "lam", low=0.0)
+        checks.scalar(beta, "beta", low=0.0, open_low=True)
         checks.number(sigma, "sigma", low=1.0)
         self.group_lasso = Regularizer(model, GroupL2(sqrt_size=True), 1.0, groups, include)
         self.lam, self.beta, self.sigma, self.penalty = lam, beta, sigma, penalty
@@ -96,8 +97,10 @@ class PenaltyDecomposition:
         weights = {name: whole(w) for name, w in self._weights().items()}
         V = {name: whole(v) for name, v in self.V.items()}
         parts = [part for block in self.group_lasso.blocks for part in block]
-        apart = [(part.cut(weights[part.name]) - part.cut(V[part.name])).square().sum() for part in parts]
-        return self.lam * self.group_lasso.value() + self.beta / 2 * torch.stack(apart).sum()
+        # In float32 for 16-bit weights, whose squares leave the range of float16.
+        apart = [upcast(part.cut(weights[part.name]) - part.cut(V[part.name])).square().sum() for part in parts]
+        total = self.lam * self.group_lasso._sum() + self.beta / 2 * torch.stack(apart).sum()
+        return total.to(self.group_lasso._dtype)
 
     @torch.no_grad()
     def step(self) -> None:

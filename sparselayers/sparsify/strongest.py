@@ -21,7 +21,8 @@ def lam_max(penalty: Penalty, blocks: list[Block], parameters: dict[str, nn.Para
         moving = [(part, parameters[part.name]) for part in block if parameters[part.name].grad is not None]
         if moving:
             pulls = [part.rows(part.cut(whole(p.detach()) / lr - whole(_gradient(p)))) for part, p in moving]
-            found.append(penalty.lam_max(torch.cat(pulls, 1), lr).amax())
+            each = penalty.lam_max(torch.cat(pulls, 1), lr)
+            found.append(each.amax() if each.numel() else each.new_zeros(()))  # no group at all: any strength does
     if not found:
         names = ", ".join(part.name for block in blocks for part in block)
         raise ValueError(f"lam_max() reads gradients, and none of {names} has one; call loss.backward() first")
