@@ -49,9 +49,11 @@ from .prox import (
 from .schedules import Constant, Homotopy
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
+from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
 from .sparsify.splitting import PenaltyDecomposition
+from .sparsify.strength import LamSchedule, lam_path
 
 __version__ = "0.1.0"
 
@@ -88,6 +90,7 @@ __all__ = [
     "HardConcrete",
     "Homotopy",
     "L1Ball",
+    "LamSchedule",
     "LInf",
     "LatentGroupL2",
     "MultiheadAttention",
@@ -95,6 +98,8 @@ __all__ = [
     "NonnegativeL1",
     "Penalty",
     "PenaltyDecomposition",
+    "ProxAdamW",
+    "ProxSGD",
     "Regularizer",
     "Ridge",
     "ScaleFreeAttention",
@@ -111,6 +116,7 @@ __all__ = [
     "UnitNorm",
     "functional",
     "kernels",
+    "lam_path",
     "restore_attention",
     "sparsity_report",
     "swap_attention",

@@ -155,7 +155,14 @@ def _weights() -> bool:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
     sl.Regularizer(layer, sl.GroupL2(), lam=1.0).step(lr=1.0)
-    return torch.allclose(layer.weight, torch.tensor([[2.4, 3.2], [0.0, 0.0]])) and not layer.weight[1].any()
+    stepped = torch.allclose(layer.weight, torch.tensor([[2.4, 3.2], [0.0, 0.0]])) and not layer.weight[1].any()
+    # Adam's first step moves every entry by lr, and its prox shrinks them by lr lam / abs(g).
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+    optimizer = sl.ProxAdamW([layer.weight], lr=0.5, regularizer=sl.Regularizer(layer, sl.L1(), lam=1.0))
+    layer.weight.grad = torch.tensor([[1.0, 0.25], [2.0, 0.5]])
+    optimizer.step()
+    return stepped and torch.allclose(layer.weight, torch.tensor([[1.0, 0.0], [1.25, 0.5]]), atol=1e-6)
 
 
 def _groups() -> bool:

@@ -167,3 +167,15 @@ def test_every_layout_and_metric(penalty: sl.Penalty, layer: str, groups: str, d
             close(found, exact)
         for name, p in parameters.items():
             p.copy_(old[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_subnormal_rows_become_zero(dtype: torch.dtype) -> None:
+    """What momentum leaves of a weight at zero: 1 / 2e-41 is infinite, and 0 times it is no number."""
+    least = torch.finfo(dtype).tiny
+    rows = torch.tensor([[least / 512, 0.0, -least / 1024], [0.0, 0.0, 0.0], [3.0, 4.0, 0.0]], dtype=dtype)
+    for penalty in (sl.GroupL2(), sl.SparseGroup()):
+        layer = nn.Linear(3, 3, bias=False, dtype=dtype)
+        layer.weight.data.copy_(rows)
+        sl.Regularizer(layer, penalty, lam=1.0).step(lr=1.0)
+        torch.testing.assert_close(layer.weight.detach(), penalty.prox(rows, 1.0))

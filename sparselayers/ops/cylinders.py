@@ -26,11 +26,15 @@ def multipliers(a: Tensor, member: Tensor, tau: Tensor, offset: float, max_iter:
     Found without derivatives; then two Newton steps on the active groups in plain operations, which make value, first and
     second derivative right.
     """
-    lam, active = _search(a.detach(), member, tau.detach(), offset, max_iter)
+    found, active = _search(a.detach(), member, tau.detach(), offset, max_iter)
+    lam = found
     for _ in range(2):
         _, length, curvature = _state(lam, a, member, offset)
         lam = lam + _newton(curvature, _by_length(length, tau), active)
-    return lam
+    # Where more groups press than blocks can tell apart, the steps may leave for multipliers below 0: they give the
+    # derivative there, and the search the value.
+    strayed = (lam.detach() < 0).any(-1, keepdim=True)
+    return torch.where(strayed, found + (lam - lam.detach()), lam)
 
 
 def stretch(lam: Tensor, member: Tensor, offset: float) -> Tensor:

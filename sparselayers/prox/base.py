@@ -52,7 +52,7 @@ class Penalty(ABC):
             return self._prox(v, t, None).to(v.dtype)
         if not self.has_metric:
             raise ValueError(
-                f"{type(self).__name__} has no prox in a metric; those that have: {', '.join(_with_metric())}"
+                f"{type(self).__name__} has no prox in a metric; those that have: {', '.join(with_metric())}"
             )
         checks.floating(metric, "metric")
         checks.per_entry(metric, v, "metric")
@@ -83,7 +83,8 @@ class Penalty(ABC):
         )
 
 
-def _with_metric() -> list[str]:
+def with_metric() -> list[str]:
+    """The names of the penalties whose `prox` takes a metric."""
     return sorted(cls.__name__ for cls in Penalty.__subclasses__() if cls.has_metric)
 
 

@@ -27,7 +27,8 @@ class LatentGroupL2(Penalty):
         weights: w_g > 0, one a group; 1 if None.
         size: entries a block; the last axis is n_blocks * size. With size = n_inputs and groups="tensor" in a
             `Regularizer` the blocks are the rows of a weight matrix.
-        max_iter: passes of the solver at most; it stops earlier on the CPU.
+        max_iter: passes of the solver at most; it stops earlier on the CPU. Some five to fifteen are enough on paths and
+            small graphs; where there are many more groups than blocks look at `gap`.
 
     Raises: TypeError or ValueError for groups that are no tuples of indices, leave an index out, or do not fit the axis.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,14 +13,17 @@ from torch.utils.hooks import RemovableHandle
 
 from ..ops import checks
 from ..prox import Penalty
+from ..prox.base import with_metric
 from .freeze import Freeze, zeros_of
-from .groups import Block, Groups, Include, cut_model
-from .multitensor import Weighted, prox_
+from .groups import Groups, Include, cut_model
+from .hook import ProxHook, weigh
+from .metric import FLOOR, Rate, Rates, adaptive, euclidean, kind, unsharded_rates
+from .multitensor import prox_
 from .sharded import Unsharded, whole
+from .stationarity import stationarity
+from .strength import Rule, State
 from .strongest import lam_max
 from .summary import GroupSummary, summarise
-
-LEAST_LR = 1e-12  # a part that does not move is one that hardly moves: its metric stays finite
 
 
 class Regularizer:
@@ -30,7 +34,8 @@ class Regularizer:
     Args:
         model: any nn.Module; the regularizer keeps parameter names, not parameters.
         penalty: any penalty; it sees each group as a row.
-        lam: strength >= 0; may be reassigned between steps (`regularizer.lam = ...`).
+        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`. May be
+            reassigned between steps (`regularizer.lam = ...`); reading it gives the strength in use.
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
             nn.Sequential; "filter": as "output", convolutions only; "kernel": each 2-D kernel; "head": an attention head,
@@ -64,7 +69,7 @@ class Regularizer:
         self,
         model: nn.Module,
         penalty: Penalty,
-        lam: float,
+        lam: float | Tensor | Rule,
         groups: Groups = "output",
         include: Include = None,
         exclude: Include = None,
@@ -73,11 +78,25 @@ class Regularizer:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if not isinstance(penalty, Penalty):
             raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {penalty!r}")
-        checks.number(lam, "lam", low=0.0)
-        self.model, self.penalty, self.lam, self.groups = model, penalty, lam, groups
+        self.model, self.penalty, self.lam, self.groups = model, penalty, lam, groups  # type: ignore[assignment]
         self.include, self.exclude = include, exclude
         self.blocks = cut_model(model, groups, include, exclude)
         self.frozen: Freeze | None = None
+
+    @property
+    def lam(self) -> float | Tensor:
+        """The strength in use."""
+        return self._progress["lam"]
+
+    @lam.setter
+    def lam(self, lam: float | Tensor | Rule) -> None:
+        self._rule: Rule | None = None
+        self._progress: State
+        if isinstance(lam, Rule):
+            self._rule, self._progress = lam, lam.initial()
+        else:
+            checks.number(lam, "lam", low=0.0)
+            self._progress = {"lam": lam}
 
     @property
     def names(self) -> list[str]:
@@ -97,22 +116,47 @@ class Regularizer:
     def step(self, lr: float | Tensor) -> None:
         """One prox step in place on everything caught: w <- prox(w, t = lr lam)."""
         checks.number(lr, "lr", low=0.0)
-        self._apply(lambda parameter: lr)
+        self._apply({name: Rate(lr) for name in self.names})
 
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+    def attach(self, optimizer: Optimizer, metric: str | None = None, floor: float = FLOOR) -> RemovableHandle:
         """Take a prox step after every `optimizer.step()`, with each parameter's current lr; remove by handle.remove().
 
-        The prox is Euclidean, t = lr lam, also with Adam. Parameters without a gradient, and steps that a GradScaler
-        skips, change nothing. Hooks do not survive copy.deepcopy or pickling of the optimizer (a torch rule): attach
-        again. Attach to the torch optimizer itself, not to a wrapper of it.
+        Parameters without a gradient, and steps that a GradScaler skips, change nothing. Hooks do not survive
+        copy.deepcopy or pickling of the optimizer (a torch rule): attach again, or use ProxSGD and ProxAdamW. Attach to
+        the torch optimizer itself, not to a wrapper of it.
+
+        Args:
+            optimizer: any torch optimizer.
+            metric: None is the Euclidean prox, t = lr lam, also with Adam. "optimizer" is the prox in the step size of each
+                entry, argmin_w 1/2 (w - v)^T D (w - v) + lr lam R(w), with D read from the optimizer's state: sqrt(v_hat)
+                + eps in Adam, AdamW and NAdam, likewise in RMSprop and Adagrad. Only so are the fixed points those of
+                loss + lam R.
+            floor: with "optimizer": D counts as at least this part of its root mean square over the parameter. Else a
+                weight that is rarely visited, whose D is tiny, would shrink to zero between two visits. 0 is exact.
+
+        Raises: ValueError for an optimizer that holds none of the parameters, a second regularizer on one of them, an
+            optimizer without a known D, or a penalty without a prox in a metric.
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; attach to the inner"
             )
+        if metric not in (None, "optimizer"):
+            raise ValueError(f'metric must be None or "optimizer", got {metric!r}')
+        if metric is None:
+            return self._attach(optimizer, euclidean)
+        checks.number(floor, "floor", low=0.0)
+        kind(optimizer)
+        if not self.penalty.has_metric:
+            raise ValueError(
+                f'{self.penalty!r} has no prox in a metric, which metric="optimizer" needs; '
+                f"those that have: {', '.join(with_metric())}; or use metric=None, the Euclidean prox"
+            )
+        return self._attach(optimizer, partial(adaptive, floor=floor))
+
+    def _attach(self, optimizer: Optimizer, rates: Callable[[Optimizer], Rates]) -> RemovableHandle:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = self._parameters()
-        caught = {name: id(parameters[name]) for name in self.names}
+        caught = {name: id(p) for name, p in self._caught().items()}
         if not held & set(caught.values()):
             raise ValueError(
                 "the optimizer holds none of the parameters caught; build it from this model's parameters, or attach after "
@@ -120,14 +164,26 @@ class Regularizer:
             )
         hooks: list[object] = list(optimizer._optimizer_step_post_hooks.values())
         for hook in hooks:
-            twice = hook.caught & set(caught.values()) if isinstance(hook, _ProxHook) else set()
+            twice = hook.caught & set(caught.values()) if isinstance(hook, ProxHook) else set()
             if twice:
                 names = sorted(name for name, held_by in caught.items() if held_by in twice)
                 raise ValueError(
                     f"{', '.join(names)}: caught by two regularizers, and a sum's prox is not the composition of proxes; "
                     "remove one, separate them by include, or use a penalty that has both terms (SparseGroup)"
                 )
-        return optimizer.register_step_post_hook(_ProxHook(self))
+        return optimizer.register_step_post_hook(ProxHook(self, rates))
+
+    def stationarity(self, step: float | Tensor | Optimizer = 1.0) -> Tensor:
+        """After a backward: how far the weights are from a stationary point of loss + lam R, in [0, 1]; 0-d.
+
+        With v = w - lr D^-1 g and w' = prox(v) in that metric: ‖w - w'‖ / (‖w - v‖ + ‖v - w'‖), over all parameters
+        caught that have a gradient g. It is 0 where the gradient and the penalty's pull cancel, and 1 without a penalty.
+
+        Args:
+            step: lr, with D = 1; or an optimizer, for the lr it started with and, where it has one and has taken a step,
+                its D.
+        """
+        return stationarity(self.penalty, self.blocks, self._caught(), step, self.lam)
 
     def lam_max(self, lr: float | Tensor = 1.0) -> Tensor:
         """After a backward: the smallest lam with which a prox step from here makes every group zero, a 0-d tensor.
@@ -156,12 +212,16 @@ class Regularizer:
         return summarise(self.model, self.blocks, self.groups, self.include, self.exclude)
 
     def state_dict(self) -> dict[str, object]:
-        """lam, and the pattern that `freeze` holds, None without one."""
+        """lam, the pattern that `freeze` holds, None without one, and where what moves lam has come to."""
         held = self.frozen is not None and self.frozen.active
-        return {"lam": self.lam, "frozen": dict(self.frozen.zeros) if held and self.frozen else None}
+        state: dict[str, object] = {
+            "lam": self.lam,
+            "frozen": dict(self.frozen.zeros) if held and self.frozen else None,
+        }
+        return state if self._rule is None else {**state, "progress": dict(self._progress)}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Take over lam and the frozen pattern; a pattern is held from now on."""
+        """Take over lam, a schedule's place and the frozen pattern, which is held from now on."""
         missing = {"lam", "frozen"} - state.keys()
         if missing:
             raise ValueError(
@@ -173,7 +233,10 @@ class Regularizer:
             if name not in parameters or parameters[name].shape != held.shape:
                 got = tuple(parameters[name].shape) if name in parameters else "no such parameter"
                 raise ValueError(f"the frozen pattern has {name!r} of shape {tuple(held.shape)}, the model {got}")
-        self.lam = cast(float, state["lam"])
+        if self._rule is None or "progress" not in state:
+            self.lam = cast(float, state["lam"])
+        else:
+            self._progress = dict(cast(State, state["progress"]))
         if self.frozen is not None:
             self.frozen.remove()
         self.frozen = None if zeros is None else Freeze(self.model, dict(zeros))
@@ -181,57 +244,24 @@ class Regularizer:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
+    def _caught(self) -> dict[str, nn.Parameter]:
+        parameters = self._parameters()
+        return {name: parameters[name] for name in self.names}
+
     @torch.no_grad()
-    def _apply(self, lr_of: Callable[[nn.Parameter], float | Tensor | None], skipped: Tensor | None = None) -> None:
-        """The prox of every block; `lr_of` gives None for a parameter that stays as it is."""
+    def _apply(self, rates: Mapping[str, Rate], skipped: Tensor | None = None) -> None:
+        """The prox of every block; a parameter without a rate stays as it is."""
         parameters = self._parameters()
         unsharded = Unsharded(parameters, self.blocks)
-        weighted = [_weigh(block, parameters, unsharded.tensors, lr_of, self.lam) for block in self.blocks]
+        rates = unsharded_rates(rates, parameters, self.blocks)
+        weighted = [weigh(block, unsharded.tensors, rates, self.lam) for block in self.blocks]
         prox_(self.penalty, [block for block in weighted if block is not None], skipped)
         unsharded.write()
 
+    def _advance(self) -> None:
+        """A step was taken: what moves lam moves it."""
+        if self._rule is not None:
+            self._progress = self._rule.advance(self._progress)
+
     def __repr__(self) -> str:
         return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {len(self.names)} parameters)"
-
-
-class _ProxHook:
-    """What `attach` registers; it knows its regularizer, so that a second one on the same weights is seen."""
-
-    def __init__(self, regularizer: Regularizer) -> None:
-        self.regularizer = regularizer
-
-    @property
-    def caught(self) -> set[int]:
-        parameters = self.regularizer._parameters()
-        return {id(parameters[name]) for name in self.regularizer.names}
-
-    def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        # A fused optimizer runs its hooks even on a step that GradScaler skipped, and says so here.
-        found_inf = getattr(optimizer, "found_inf", None)
-        self.regularizer._apply(lambda p: lr.get(id(p)), None if found_inf is None else found_inf > 0)
-
-
-def _weigh(
-    block: Block,
-    parameters: dict[str, nn.Parameter],
-    tensors: dict[str, Tensor],
-    lr_of: Callable[[nn.Parameter], float | Tensor | None],
-    lam: float,
-) -> Weighted | None:
-    """The views of a block with t = lr lam; parts with different lr are one prox with t = lam in the metric 1 / lr."""
-    if len(block) == 1:
-        parameter = parameters[block[0].name]
-        lr = lr_of(parameter)
-        return None if lr is None else Weighted(block, (block[0].cut(tensors[block[0].name]),), lr * lam)
-    rates = [(part, lr_of(parameters[part.name])) for part in block]
-    if any(lr is not rates[0][1] for _, lr in rates):  # a part that does not move has no metric
-        rates = [(part, None if not isinstance(lr, Tensor) and lr == 0 else lr) for part, lr in rates]
-    live = [(part, part.cut(tensors[part.name]), lr) for part, lr in rates if lr is not None]
-    if not live:
-        return None
-    parts, views, lrs = zip(*live, strict=True)
-    if all(lr is lrs[0] or (not isinstance(lr, Tensor) and lr == lrs[0]) for lr in lrs):
-        return Weighted(parts, views, lrs[0] * lam)
-    floored = (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else max(lr, LEAST_LR) for lr in lrs)
-    return Weighted(parts, views, lam, tuple(1 / lr for lr in floored))

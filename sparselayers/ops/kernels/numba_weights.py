@@ -47,11 +47,13 @@ def _norm(v, lo, hi, bound):
         largest = d if d > largest or d != d else largest
     if largest == 0 or largest != largest:
         return largest
+    # The compiler may multiply by 1 / unit, which for a subnormal unit is infinite.
+    unit = max(largest, f(1.2e-38 if v.itemsize == 4 else 2.3e-308))
     total = 0.0
     for j in range(lo, hi):
-        d = (abs(v[j]) - bound) / largest
+        d = (abs(v[j]) - bound) / unit
         total += 0.0 if d <= 0 else d * d
-    return f(largest * np.sqrt(total))
+    return f(unit * np.sqrt(total))
 
 
 @compiled()
