@@ -49,25 +49,17 @@ def nmse(z: Tensor, codes: Tensor) -> float:
     return 10 * math.log10(ratio) if 0 < ratio < math.inf else math.inf
 
 
-def bernoulli(
-    n_samples: int, n_atoms: int, p: float, generator: torch.Generator
-) -> Tensor:
+def bernoulli(n_samples: int, n_atoms: int, p: float, generator: torch.Generator) -> Tensor:
     """Codes with each entry active with probability p, then standard normal."""
     z = torch.randn(n_samples, n_atoms, generator=generator)
     return torch.where(torch.rand(n_samples, n_atoms, generator=generator) < p, z, 0)
 
 
-def noisy(
-    codes: Tensor, D: Tensor, decibel: float, generator: torch.Generator
-) -> Signals:
+def noisy(codes: Tensor, D: Tensor, decibel: float, generator: torch.Generator) -> Signals:
     """x = D z with Gaussian noise of exactly this distance below each signal; inf is none."""
     x = codes @ D.mT
     noise = torch.randn(x.shape, generator=generator)
-    scale = (
-        x.norm(dim=-1, keepdim=True)
-        / noise.norm(dim=-1, keepdim=True)
-        * 10 ** (-decibel / 20)
-    )
+    scale = x.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True) * 10 ** (-decibel / 20)
     return Signals(x + scale * noise, codes)
 
 
@@ -96,9 +88,7 @@ def alista(
 
 
 def selecting(D: Tensor, rate: float, most: float, lam: float) -> tuple[str, Coder]:
-    return f"lam {lam}, rate {rate}, most {most}", alista(
-        D, lam, support=sl.SupportSelection(rate, most)
-    )
+    return f"lam {lam}, rate {rate}, most {most}", alista(D, lam, support=sl.SupportSelection(rate, most))
 
 
 def homotopy_of(numbers: Tensor, D: Tensor, learn: tuple[str, ...]) -> sl.LISTA:
@@ -121,9 +111,7 @@ def picked_alista(problem: Problem, trials: int) -> tuple[str, Tensor]:
     """The five numbers of `homotopy_of` by random search on the fitting signals, from the better of two starts."""
 
     def score(numbers: Tensor) -> float:
-        return nmse(
-            homotopy_of(numbers, problem.D, ())(problem.fit.x), problem.fit.codes
-        )
+        return nmse(homotopy_of(numbers, problem.D, ())(problem.fit.x), problem.fit.codes)
 
     share = 100 * problem.p
     fast, safe = (
@@ -136,9 +124,7 @@ def picked_alista(problem: Problem, trials: int) -> tuple[str, Tensor]:
             key=score,
         )
         found = random_search(score, start, trials, torch.Generator().manual_seed(3))
-    return ", ".join(
-        f"{name} {v:.3g}" for name, v in zip(NUMBERS, found.tolist(), strict=True)
-    ), found
+    return ", ".join(f"{name} {v:.3g}" for name, v in zip(NUMBERS, found.tolist(), strict=True)), found
 
 
 def trained(layer: sl.LISTA, problem: Problem, steps: int) -> sl.LISTA:
@@ -153,14 +139,10 @@ def trained(layer: sl.LISTA, problem: Problem, steps: int) -> sl.LISTA:
             return nmse(layer(problem.fit.x), problem.fit.codes)
 
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1.0, 0.02, total_iters=steps
-    )
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
     best, kept = score(layer), copy.deepcopy(layer)
     for step in range(1, steps + 1):
-        x, codes = noisy(
-            bernoulli(100, D.shape[1], DENSER * problem.p, g), D, problem.decibel, g
-        )
+        x, codes = noisy(bernoulli(100, D.shape[1], DENSER * problem.p, g), D, problem.decibel, g)
         error = (layer(x) - codes).square().sum(-1) / codes.square().sum(-1)
         optimizer.zero_grad()
         error.log().mean().backward()
@@ -186,10 +168,7 @@ def compare(problem: Problem, options: argparse.Namespace) -> list[Row]:
     stalling = sl.LISTA(*D.shape, depth=DEPTH, dictionary=D, variant="hyper", fall=1.0)
 
     def unrolled(code: Callable[..., Tensor]) -> list[tuple[str, Coder]]:
-        return [
-            (f"lam {lam}", lambda x, lam=lam: code(x, D, lam, depth=DEPTH, step=step))
-            for lam in LAMS
-        ]
+        return [(f"lam {lam}", lambda x, lam=lam: code(x, D, lam, depth=DEPTH, step=step)) for lam in LAMS]
 
     def row(method: str, picked: str, fitted: str, coder: Coder) -> Row:
         codes = torch.cat([coder(x) for x in problem.test.x.split(1000)])
@@ -287,11 +266,7 @@ def public(options: argparse.Namespace) -> list[Problem]:
     from scipy.io import loadmat
 
     folder = options.data
-    codes = (
-        torch.from_numpy(np.load(folder / "alista" / "xtest.npy"))
-        .float()
-        .T.contiguous()
-    )
+    codes = torch.from_numpy(np.load(folder / "alista" / "xtest.npy")).float().T.contiguous()
     goals = {
         "FISTA": -10.8,
         "homotopy from half of lam_max": -24.0,
@@ -303,17 +278,15 @@ def public(options: argparse.Namespace) -> list[Problem]:
         ("HyperLISTA", "hyperlista/A_sc.mat"),
         ("ALISTA", "alista/D.mat"),
     ):
-        (matrix,) = (
-            value
-            for key, value in loadmat(folder / path).items()
-            if not key.startswith("__")
-        )
+        (matrix,) = (value for key, value in loadmat(folder / path).items() if not key.startswith("__"))
         D, g = (
             torch.from_numpy(np.ascontiguousarray(matrix)).float(),
             torch.Generator().manual_seed(1),
         )
         other = bernoulli(400, D.shape[1], 0.1, g)
-        what = f"{name}'s matrix, 250 x 500, without noise, the 1000 test signals of ALISTA (50 of 500 atoms on average)."
+        what = (
+            f"{name}'s matrix, 250 x 500, without noise, the 1000 test signals of ALISTA (50 of 500 atoms on average)."
+        )
         problems.append(
             Problem(
                 what,
@@ -328,27 +301,20 @@ def public(options: argparse.Namespace) -> list[Problem]:
     return problems
 
 
-def random(
-    n_features: int, n_atoms: int, n_active: int, n_test: int, goals: dict[str, float]
-) -> Problem:
+def random(n_features: int, n_atoms: int, n_active: int, n_test: int, goals: dict[str, float]) -> Problem:
     """A Gaussian matrix of unit columns and signals at 40 dB, as NA-ALISTA takes them."""
     g = torch.Generator().manual_seed(0)
-    D = torch.nn.functional.normalize(
-        torch.randn(n_features, n_atoms, generator=g), dim=0
-    )
+    D = torch.nn.functional.normalize(torch.randn(n_features, n_atoms, generator=g), dim=0)
     p = n_active / n_atoms
-    fit, test = (
-        noisy(bernoulli(n, n_atoms, share, g), D, 40.0, g)
-        for n, share in ((400, DENSER * p), (n_test, p))
+    fit, test = (noisy(bernoulli(n, n_atoms, share, g), D, 40.0, g) for n, share in ((400, DENSER * p), (n_test, p)))
+    what = (
+        f"A Gaussian matrix {n_features} x {n_atoms}, {n_active} active atoms on average, noise 40 dB below the signal."
     )
-    what = f"A Gaussian matrix {n_features} x {n_atoms}, {n_active} active atoms on average, noise 40 dB below the signal."
     return Problem(what, D, n_active / n_atoms, 40.0, fit, test, goals)
 
 
 def main() -> None:
-    options = arguments(
-        __file__, __doc__, data="the matrices and signals of ALISTA and HyperLISTA"
-    )
+    options = arguments(__file__, __doc__, data="the matrices and signals of ALISTA and HyperLISTA")
     options.repeats = 1  # errors, no times
     where = machine(options.device)
     if options.quick:
@@ -368,10 +334,7 @@ def main() -> None:
                 ),
             ),
         ]
-    tables = [
-        {"what": f"NMSE after {DEPTH} steps. {p.what}", "rows": compare(p, options)}
-        for p in problems
-    ]
+    tables = [{"what": f"NMSE after {DEPTH} steps. {p.what}", "rows": compare(p, options)} for p in problems]
     write(__file__, "LISTA: codes in 16 steps", options, where, tables)
 
 
