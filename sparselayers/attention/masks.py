@@ -90,7 +90,9 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
     try:
         checks.broadcast(query=query.shape[heads], key=key.shape[heads], value=value.shape[heads])
     except ValueError as error:
-        remedy = "" if enable_gqa else "; where axis -3 is heads, enable_gqa=True lets several query heads share a key head"
+        remedy = (
+            "" if enable_gqa else "; where axis -3 is heads, enable_gqa=True lets several query heads share a key head"
+        )
         raise ValueError(f"{error}{remedy}") from None
 
 
