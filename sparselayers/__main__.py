@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BENCHMARKS = ("mappings", "attention", "prox", "coding", "simplex")
+BENCHMARKS = ("mappings", "attention", "prox", "coding", "simplex", "lasso")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

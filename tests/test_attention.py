@@ -378,6 +378,11 @@ WRONG = [
         ValueError,
         "query heads a multiple of key",
     ),
+    (
+        lambda: attend(torch.ones(4, 5, 4), torch.ones(2, 7, 4), torch.ones(2, 7, 4)),
+        ValueError,
+        r"got query \(4,\), key \(2,\), value \(2,\); where axis -3 is heads, enable_gqa=True lets",
+    ),
     (lambda: attend(Q[0, 0], K, V, enable_gqa=True), ValueError, "enable_gqa needs heads on axis -3"),
     (lambda: attend(Q, K[0, 0], V[0, 0], enable_gqa=True), ValueError, "enable_gqa needs heads on axis -3"),
     (

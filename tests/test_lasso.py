@@ -544,7 +544,7 @@ def test_the_layer_with_a_target() -> None:
     assert found.lam.shape == (4, 1)
     coder(x).square().sum().backward()
     assert coder.dictionary.grad.isfinite().all()
-    assert repr(coder).endswith("target_k=3)")
+    assert repr(coder).startswith("SparseCoder(10, 25, target_k=3, backward=")  # lam and tol have no say
 
 
 X, DICT = torch.ones(3, 4), torch.ones(4, 6)
@@ -581,6 +581,7 @@ WRONG = [
     (lambda: F.lasso_target_k(X, DICT, 2, backward="unroll"), ValueError, "has no steps to go through here"),
     (lambda: F.lasso_target_k(X.int(), DICT, 2), TypeError, "x must be floating point"),
     (lambda: sl.SparseCoder(4, 6, target_k=7), ValueError, "k must be at most"),
+    (lambda: sl.SparseCoder(4, 6, target_k=2, learn=("lam",)), ValueError, "cannot be learned with a target_k"),
     (lambda: sl.SparseCoder(4, 6, target_k=2, penalty=sl.Ridge()), ValueError, "whose path is straight"),
     (lambda: sl.SparseCoder(4, 6, penalty=sl.L0()), ValueError, "penalty must be convex"),
     (lambda: sl.SparseCoder(4, 6, lam=-1.0), ValueError, "lam must lie in"),

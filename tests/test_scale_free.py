@@ -467,6 +467,16 @@ def test_compile() -> None:
         exact(a, b, 1e-6)
 
 
+def test_inside_the_layers_of_torch() -> None:
+    layer = nn.TransformerEncoderLayer(E, 2, 16, dropout=0.0, batch_first=True)
+    layer.self_attn = sl.ScaleFreeAttention(E, 2, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    x, padding = random(N, L, E).float(), torch.arange(L).ge(L - 2).expand(N, L)
+    trained = encoder(x, src_key_padding_mask=padding)
+    with torch.no_grad():  # where torch would take its fused path
+        torch.testing.assert_close(encoder.eval()(x, src_key_padding_mask=padding), trained)
+
+
 X = torch.ones(N, L, E)
 WRONG = [
     (
@@ -484,7 +494,7 @@ WRONG = [
     (lambda: sl.ScaleFreeAttention(8, 2, locality=0.0), ValueError, "a learned locality stays positive"),
     (lambda: sl.ScaleFreeAttention(8, 2, locality=torch.ones(3)), ValueError, r"locality must be a number or \(2,\)"),
     (lambda: built()(X.int(), X, X), TypeError, r"query must be floating point, got torch.int32; use query.float\(\)"),
-    (lambda: built()(X[..., :3], X, X), ValueError, r"query must be \(length, 8\)"),
+    (lambda: built()(X[..., :3], X, X), ValueError, r"query must be \(length, 8\).* got \(2, 6, 3\)$"),
     (lambda: built()(X, X, X[:, :2]), ValueError, "key and value must have one length"),
     (lambda: built()(X[:1], X, X), ValueError, "query, key and value must have one batch size"),
     (lambda: built()(X, X, X, attn_mask=torch.zeros(L, L + 1)), ValueError, "attn_mask must be"),

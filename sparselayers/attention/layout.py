@@ -19,8 +19,8 @@ def check(query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, int, int
             )
         if x.ndim not in (2, 3) or x.ndim != query.ndim or x.shape[-1] != width:
             raise ValueError(
-                f"{name} must be (length, {width}) or, for all three, batched with 3 axes, got {tuple(x.shape)} "
-                f"beside a query of shape {tuple(query.shape)}"
+                f"{name} must be (length, {width}) or, for all three, batched with 3 axes, got {tuple(x.shape)}"
+                + ("" if x is query else f" beside a query of shape {tuple(query.shape)}")
             )
     if key.shape[:-1] != value.shape[:-1]:
         raise ValueError(

@@ -87,7 +87,13 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
             f"{tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
         )
     heads = slice(-3) if enable_gqa else slice(-2)
-    checks.broadcast(query=query.shape[heads], key=key.shape[heads], value=value.shape[heads])
+    try:
+        checks.broadcast(query=query.shape[heads], key=key.shape[heads], value=value.shape[heads])
+    except ValueError as error:
+        remedy = (
+            "" if enable_gqa else "; where axis -3 is heads, enable_gqa=True lets several query heads share a key head"
+        )
+        raise ValueError(f"{error}{remedy}") from None
 
 
 def repeat_heads(x: Tensor, n_heads: int) -> Tensor:

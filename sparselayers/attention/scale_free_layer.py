@@ -66,6 +66,10 @@ class ScaleFreeAttention(nn.Module):
     (torch.Size([3, 20, 8]), torch.Size([3, 2, 20, 20]), 5)
     """
 
+    # nn.TransformerEncoder and its layers read both of their attention, to see whether the fused softmax path may serve.
+    in_proj_bias = None
+    _qkv_same_embed_dim = False
+
     def __init__(
         self,
         embed_dim: int,

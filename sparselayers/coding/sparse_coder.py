@@ -78,6 +78,8 @@ class SparseCoder(nn.Module):
         check_strength(lam, n_atoms, penalty)
         if target_k is not None:
             check_target(target_k, n_atoms, penalty, backward)
+            if "lam" in learn:
+                raise ValueError('"lam" cannot be learned with a target_k, which finds it; take it out of learn')
         atoms.check_learn(learn, LEARNABLE)
         self.n_features, self.n_atoms, self.tol, self.max_iter = n_features, n_atoms, tol, max_iter
         self.backward, self.backward_steps = backward, backward_steps
@@ -134,7 +136,9 @@ class SparseCoder(nn.Module):
         return atoms.decode(z, self.dictionary)
 
     def extra_repr(self) -> str:
-        shown = f"{self.n_features}, {self.n_atoms}, lam={positive.brief(self, 'lam')}, tol={self.tol}"
+        wanted = f"lam={positive.brief(self, 'lam')}, tol={self.tol}"
+        if self.target_k is not None:
+            wanted = f"target_k={self.target_k}"
+        shown = f"{self.n_features}, {self.n_atoms}, {wanted}"
         shown += f", backward={self.backward!r}, penalty={self.penalty!r}, max_iter={self.max_iter}"
-        shown += f", learn={self.learn!r}"
-        return shown if self.target_k is None else f"{shown}, target_k={self.target_k}"
+        return f"{shown}, learn={self.learn!r}"
