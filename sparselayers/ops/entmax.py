@@ -87,7 +87,12 @@ def _gentle(w: Tensor, a: Tensor) -> Tensor:
         tau = tau + (_tsallis_log(total.log(), a) * total ** (1 - a) / slope).clamp(min=0)
         if eager and not bool((total - 1 > rounding * (1 + tau)).any()):
             break
-    return probabilities(tau)[0]
+    # tau has the rounding of the scores. What the sum lacks goes to each entry as a change of tau would give it: shared
+    # out in proportion instead, all of it would fall on the largest.
+    p, x = probabilities(tau)
+    slope = torch.where(p > 0, p / torch.where(softmax, 1, x), 0)
+    lack = (1 - p.sum(-1, keepdim=True)) / _nonzero(slope.sum(-1, keepdim=True))
+    return torch.where(p > 0, (p + lack * slope).clamp(min=0), p)
 
 
 def _steep(z: Tensor, a: Tensor) -> Tensor:
