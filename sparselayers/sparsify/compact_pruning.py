@@ -127,11 +127,12 @@ def _torch_pruning() -> Any:
 
 
 def _graph(tp: Any, model: nn.Module, inputs: Inputs) -> Any:
-    positional, named = inputs
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of parameters outside layers, which are left alone here
-            return tp.DependencyGraph().build_dependency(model, example_inputs=named or positional, verbose=False)
+            return tp.DependencyGraph().build_dependency(
+                model, inputs, lambda model, given: model(*given[0], **given[1]), verbose=False
+            )
     except Exception as error:
         raise ValueError(
             f"neither torch.fx nor torch-pruning can follow {type(model).__name__} ({type(error).__name__}: {error}); "
@@ -158,7 +159,7 @@ def _tracing(model: nn.Module) -> Iterator[None]:
 def _snapshot(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
     """What every module holds, shallow: pruning replaces parameters and sizes, it does not write into them."""
     return [
-        (module, {name: dict(x) if isinstance(x, dict) else x for name, x in vars(module).items()})
+        (module, vars(module) | {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers")})
         for module in model.modules()
     ]
 
