@@ -367,10 +367,8 @@ class Own(nn.Module):
         q, k, v = (
             p(x).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if self.kind == "mixing":  # heads compete: without one, the others weigh more
-            out = (q @ k.mT).softmax(-3) @ v
-        else:
-            out = (q @ k.mT).softmax(-1) @ v
+        # Heads that compete: without one, the others weigh more.
+        out = (q @ k.mT).softmax(-3 if self.kind == "mixing" else -1) @ v
         out = out.transpose(-2, -3)
         out = out.reshape(*x.shape) if self.kind == "literal" else out.flatten(-2)
         if self.kind == "raises":

@@ -198,5 +198,5 @@ def test_what_torch_pruning_cannot_follow_is_a_value_error() -> None:
 
     with pytest.raises(ValueError, match=r"neither torch.fx nor torch-pruning can follow Cut \(RuntimeError: no grad"):
         prune_graph(Cut(), torch.randn(2, 3))
-    with pytest.raises(TypeError, match="example_input must be a tensor, a tuple .* got int"):
+    with pytest.raises(TypeError, match=r"example_input must be a tensor, a tuple .* got int"):
         prune_graph(Cut(), 3)
