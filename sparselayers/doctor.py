@@ -35,7 +35,12 @@ EXTRAS = (
         "sparselayers.integrations.transformers",
         "pip install 'sparselayers[transformers]'",
     ),
-    ("torch_pruning", "torch-pruning", "its integration: not in this version", ""),
+    (
+        "torch_pruning",
+        "torch-pruning",
+        "compact() of graphs that torch.fx cannot trace",
+        "pip install 'sparselayers[prune]'",
+    ),
 )
 
 
