@@ -47,6 +47,7 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.compact import compact
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
 from .sparsify.optim import ProxAdamW, ProxSGD
@@ -114,6 +115,7 @@ __all__ = [
     "SparsityReport",
     "SupportSelection",
     "UnitNorm",
+    "compact",
     "functional",
     "kernels",
     "lam_path",
