@@ -50,6 +50,7 @@ from .schedules import Constant, Homotopy
 from .sparsify.compact import compact
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
+from .sparsify.measure import Comparison, Measurement, compare, measure
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
@@ -76,6 +77,7 @@ __all__ = [
     "L1",
     "LISTA",
     "Box",
+    "Comparison",
     "Constant",
     "ConvFISTA",
     "ConvISTA",
@@ -94,6 +96,7 @@ __all__ = [
     "LamSchedule",
     "LInf",
     "LatentGroupL2",
+    "Measurement",
     "MultiheadAttention",
     "Nonnegative",
     "NonnegativeL1",
@@ -116,9 +119,11 @@ __all__ = [
     "SupportSelection",
     "UnitNorm",
     "compact",
+    "compare",
     "functional",
     "kernels",
     "lam_path",
+    "measure",
     "restore_attention",
     "sparsity_report",
     "swap_attention",
