@@ -26,7 +26,11 @@ class Part(NamedTuple):
 
     def rows(self, view: Tensor) -> Tensor:
         """The view as a matrix (n_groups, group_size); a copy where its layout has it so."""
-        return view.reshape(math.prod(view.shape[: self.lead]), math.prod(view.shape[self.lead :]))
+        return as_rows(view, self.lead)
+
+
+def as_rows(view: Tensor, lead: int) -> Tensor:
+    return view.reshape(math.prod(view.shape[:lead]), math.prod(view.shape[lead:]))
 
 
 Block = tuple[

@@ -33,7 +33,8 @@ Rates = dict[int, Rate]  # by the parameter's id
 
 def euclidean(optimizer: Optimizer) -> Rates:
     """D = 1, whatever the optimizer; parameters without a gradient have not moved and are left out."""
-    return {id(p): Rate(group["lr"]) for group, p in _moved(optimizer)}
+    rates = ((Rate(group["lr"]), group) for group in optimizer.param_groups)
+    return {id(p): rate for rate, group in rates for p in group["params"] if p.grad is not None}
 
 
 def inertial(optimizer: Optimizer) -> Rates:
