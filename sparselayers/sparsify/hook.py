@@ -1,4 +1,4 @@
-"""The prox step after an optimizer's step: in the geometry of that step, and not at all where it was skipped."""
+"""What comes after an optimizer's step: the prox, in the geometry of that step, and nothing at all where it was skipped."""
 
 from __future__ import annotations
 
@@ -39,6 +39,29 @@ class ProxHook:
             if rate.momentum is not None:
                 _add_pull(rate.momentum, (old - p) * rate.share, rate.lr)
         self.regularizer._advance()
+
+
+class FirstMomentum:
+    """Mends torch's fused SGD: a first step that GradScaler skips leaves its momentum in memory that nobody has set.
+
+    Such a momentum becomes zero. (With dampening the next step is then dampened, as a first one is not.)
+    """
+
+    def __init__(self) -> None:
+        self.new: list[Tensor] = []
+
+    def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        scaled = getattr(optimizer, "found_inf", None) is not None
+        params = [p for group in optimizer.param_groups for p in group["params"]] if scaled else []
+        self.new = [p for p in params if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        for p in self.new:
+            momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.masked_fill_(optimizer.found_inf > 0, 0)  # type: ignore[attr-defined]
+        self.new = []
 
 
 def _add_pull(momentum: Tensor, shift: Tensor, lr: float | Tensor) -> None:
