@@ -592,19 +592,19 @@ def test_a_parameter_that_is_replaced_is_found_by_its_name() -> None:
     model = network()
     regularizer = sl.Regularizer(model, GL, 50.0)
     model[0].weight = nn.Parameter(torch.ones_like(model[0].weight))
-    model[2] = nn.Linear(7, 3).to(model[0].weight.dtype)
+    model[3] = nn.Linear(8, 3)
     regularizer.step(lr=1.0)
     assert not model[0].weight.any()
-    assert not model[2].weight.any()
-    model[0].weight.data = torch.ones(7, 5, dtype=torch.float32)
+    assert not model[3].weight.any()
+    model[0].weight.data = torch.ones(8, 5)
     model.bfloat16()
     regularizer.step(lr=1.0)
     assert not model[0].weight.any()
-    del model[2].weight
-    with pytest.raises(ValueError, match=r"has no parameter 2.weight any more.*make the regularizer anew"):
+    del model[3].weight
+    with pytest.raises(ValueError, match=r"has no parameter 3.weight any more.*make the regularizer anew"):
         regularizer.step(lr=1.0)
-    model[2].register_parameter("weight", None)
-    with pytest.raises(ValueError, match=r"has no parameter 2.weight any more"):
+    model[3].register_parameter("weight", None)
+    with pytest.raises(ValueError, match=r"has no parameter 3.weight any more"):
         regularizer.step(lr=1.0)
 
 
