@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sparselayers as sl
 
-EPOCHS = 12
+EPOCHS = 15
 
 
 class RowsOfPixels(nn.Module):
@@ -60,7 +60,7 @@ def main() -> None:
         sl.Regularizer(model, sl.GroupL2(), lam=0.03, groups="head"),
         sl.Regularizer(model, sl.GroupL2(), lam=0.006, groups="neuron", include="*.linear1.weight"),
     ]
-    train(model, sl.ProxAdamW(model.parameters(), lr=3e-3, regularizer=regularizers), x, y, EPOCHS)
+    train(model, sl.ProxAdamW(model.parameters(), lr=5e-3, regularizer=regularizers), x, y, EPOCHS)
     small = sl.compact(model, x_test[:1])
 
     print("layer  heads  hidden neurons")
