@@ -15,8 +15,8 @@ from nets.data import Split, mnist
 from nets.lenet_best import best
 from nets.lenet_methods import METHODS, Method, sgd
 from nets.record import Record, Records
-from nets.slim import NEURONS, PARAMETERS, cut, left, lenet, sizes
-from nets.train import Plan, Trainer, error, fit
+from nets.slim import NEURONS, PARAMETERS, cut, lenet, measured
+from nets.train import Plan, Trainer, fit
 
 Row = dict[str, Any]
 TITLE = "Networks: LeNet-5-Caffe on MNIST"
@@ -33,7 +33,7 @@ PAPER = {  # arXiv 1912.07868, Table 1: means of 5 runs of 200 epochs, entries b
 
 def tables(options: argparse.Namespace, records: Records) -> list[Row]:
     split = mnist(options.data)
-    short, long = (Plan(2, bf16=True), (20, 2)) if options.quick else (Plan(4, bf16=True), (7, 50))
+    short, long = (Plan(2, bf16=True), (20, 2)) if options.quick else (Plan(3, bf16=True), (7, 50))
     alone = 1 if options.quick else 2
     ours = [recipe(split, records, long, MOVED, 0)]
     rows = sweep(split, records, short, alone, quick=options.quick)
@@ -105,19 +105,6 @@ def recipe(split: Split, records: Records, epochs: tuple[int, int], name: str, s
         return measured(model, split, method=name, strength=None, epochs=sum(epochs), seconds=seconds) | {"seed": seed}
 
     return records.get(f"{name}, seed {seed}", run)
-
-
-def measured(model: nn.Module, split: Split, **what: Any) -> Record:
-    """What is left and how well it does; the model is a cut one, and what was cut counts as zero."""
-    parameters, neurons = left(model)
-    parameters = sum(int(p.count_nonzero()) for p in model.parameters())
-    return what | {
-        "sizes": sizes(model),
-        "weights": parameters,
-        "neurons": neurons,
-        "held": error(model, split.held_x, split.held_y),
-        "test": error(model, split.test_x, split.test_y),
-    }
 
 
 def choose(runs: list[Record], name: str) -> Record:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nets.data import Split
+from nets.record import Record
+from nets.train import error
 
 PARAMETERS = 431_080  # biases among them, as the papers count
 NEURONS = 1_370  # 20 + 50 filters, 800 + 500 inputs of the fully connected layers
@@ -88,3 +93,30 @@ def cut(model: nn.Sequential) -> nn.Sequential:
         getattr(small, name).weight.copy_(weight)
         getattr(small, name).bias.copy_(bias)
     return small
+
+
+@torch.no_grad()
+def grown(small: nn.Sequential) -> nn.Sequential:
+    """The whole network with a cut one inside and zeros around it: the same outputs."""
+    whole, (a, b, _, h) = lenet(), sizes(small)
+    for p in whole.parameters():
+        p.zero_()
+    taken = small.take.index if isinstance(small.take, Take) else torch.arange(small.fc1.in_features)
+    whole.conv1.weight[:a], whole.conv1.bias[:a] = small.conv1.weight, small.conv1.bias
+    whole.conv2.weight[:b, :a], whole.conv2.bias[:b] = small.conv2.weight, small.conv2.bias
+    whole.fc1.weight[:h, taken], whole.fc1.bias[:h] = small.fc1.weight, small.fc1.bias
+    whole.fc2.weight[:, :h] = small.fc2.weight
+    whole.fc2.bias.copy_(small.fc2.bias)
+    return whole
+
+
+def measured(model: nn.Module, split: Split, **what: Any) -> Record:
+    """What is left and how well it does; the model is a cut one, and what was cut counts as zero."""
+    parameters = sum(int(p.count_nonzero()) for p in model.parameters())
+    return what | {
+        "sizes": sizes(model),
+        "weights": parameters,
+        "neurons": sum(sizes(model)),
+        "held": error(model, split.held_x, split.held_y),
+        "test": error(model, split.test_x, split.test_y),
+    }
