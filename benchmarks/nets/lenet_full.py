@@ -16,6 +16,7 @@ from nets.record import Record, Records
 from nets.replicas import Replicas
 from nets.slim import SIZES, cut, lenet, measured
 from nets.train import Plan
+from sparselayers.sparsify.metric import adaptive, euclidean
 
 LAMS = [0.1 / 60_000 * factor for factor in (0.3, 1.0, 3.0, 10.0)]  # the paper's is the second
 KEYS = ("weights", "neurons", "held", "test")
@@ -40,7 +41,7 @@ def full(options: argparse.Namespace, split: Split, records: Records) -> list[Re
 
 
 def together(name: str, lams: list[float], n_seeds: int, split: Split, plan: Plan) -> list[Record]:
-    """Every seed at every strength of one method, trained at once; Adam and its prox in Adam's metric."""
+    """Every seed at every strength of one method, trained at once; Adam, and the prox in its metric where there is one."""
     pairs = [(seed, lam) for lam in lams for seed in range(n_seeds)]
     stacks = Replicas(lenet, [seed for seed, _ in pairs], device=split.x.device.type)
     optimizer = torch.optim.Adam(stacks.parameters.values(), lr=1e-3)
@@ -49,7 +50,8 @@ def together(name: str, lams: list[float], n_seeds: int, split: Split, plan: Pla
     def after(step: int) -> None:
         for layer in SIZES if PENALTIES[name] else ():
             penalty, factor = PENALTIES[name](layer)
-            replicas.prox_step(stacks, optimizer, penalty, factor * lam, partial(groups, layer))
+            rates = adaptive if penalty.has_metric else euclidean
+            replicas.prox_step(stacks, optimizer, penalty, factor * lam, partial(groups, layer), rates)
 
     seconds = replicas.fit(stacks, split.x, split.y, plan, optimizer, after, name=name)
     return [
@@ -71,4 +73,4 @@ def groups(layer: str, name: str, stack: Tensor) -> Tensor | None:
 def mean(runs: list[Record]) -> Record:
     """The mean of what was counted, and the deviation of the test error."""
     spread = statistics.stdev(run["test"] for run in runs) if len(runs) > 1 else 0.0
-    return runs[0] | {key: statistics.fmean(run[key] for run in runs) for key in KEYS} | {"spread": spread}
+    return runs[0] | {key: statistics.fmean(run[key] for run in runs) for key in KEYS} | {"spread": spread, "sizes": []}
