@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import sparselayers as sl
-
 from nets.data import Split
 from nets.record import Record
 from nets.train import error
