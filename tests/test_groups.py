@@ -436,6 +436,19 @@ def test_freeze_leaves_other_models_alone_and_does_not_keep_its_own() -> None:
     assert len(hooks) == count
 
 
+def test_several_frozen_models_that_are_gone_do_not_stop_an_optimizer() -> None:
+    from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
+
+    count, gone, other = len(hooks), network(), network()
+    for name in ("0.weight", "3.weight"):
+        sl.Regularizer(gone, GL, 0.1, include=name).freeze()
+    assert len(hooks) == count + 2
+    del gone
+    gc.collect()
+    train(other, torch.optim.SGD(other.parameters(), lr=0.1))
+    assert len(hooks) == count
+
+
 def test_a_second_freeze_replaces_the_first() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

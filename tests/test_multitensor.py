@@ -179,3 +179,14 @@ def test_subnormal_rows_become_zero(dtype: torch.dtype) -> None:
         layer.weight.data.copy_(rows)
         sl.Regularizer(layer, penalty, lam=1.0).step(lr=1.0)
         torch.testing.assert_close(layer.weight.detach(), penalty.prox(rows, 1.0))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("penalty", [sl.GroupL2(), sl.LInf()], ids=repr)
+def test_one_contiguous_view_alone_with_an_axis_of_one(penalty: sl.Penalty, kernels: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(1, 4, 3)  # groups="input" is a transpose that moves nothing
+    exact = penalty.prox(layer.weight.detach().view(1, -1), 0.1).view(layer.weight.shape)
+    with sl.kernels(kernels):
+        sl.Regularizer(layer, penalty, lam=1.0, groups="input").step(lr=0.1)
+    torch.testing.assert_close(layer.weight.detach(), exact)

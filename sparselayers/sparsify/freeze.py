@@ -26,7 +26,8 @@ class Freeze:
 
     def __init__(self, model: nn.Module, zeros: dict[str, Tensor]) -> None:
         self.zeros = zeros
-        self._model = weakref.ref(model)
+        # Not in the hook itself: torch is going through its hooks then, and there may be several of models gone.
+        self._model = weakref.ref(model, lambda _: self.remove())
         for name, parameter in self._parameters().items():
             _zero(local(parameter.detach()), self._zeros_of(name, parameter))
         # torch's hook on all optimizers: which one will fine-tune is not known yet, and there may be several.
@@ -40,9 +41,6 @@ class Freeze:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if self._model() is None:
-            self.remove()
-            return
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._parameters().items():
             if id(parameter) not in stepped:

@@ -103,12 +103,12 @@ def head_blocks(model: nn.Module, parameters: dict[str, nn.Parameter], heads: He
         layout = next((known for known in LAYOUTS if _has(path, known, parameters)), None)
         if layout is not None:
             holder = module.get_submodule(layout.rows[0].rpartition(".")[0]) if layout.rows else module
-            n_heads = _count(holder, KEY_HEADS) or _count(holder, HEADS)
+            n_heads = head_count(holder, KEY_HEADS) or head_count(holder, HEADS)
             if n_heads:
                 yield _block(path, layout, n_heads, parameters)
 
 
-def _count(module: nn.Module, names: tuple[str, ...]) -> int | None:
+def head_count(module: nn.Module, names: tuple[str, ...]) -> int | None:
     for holder in (module, getattr(module, "config", None)):
         for name in names:
             found = getattr(holder, name, None)
