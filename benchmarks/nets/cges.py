@@ -107,7 +107,9 @@ def share(used: Tensor, weight: Tensor) -> float:
 
 def tables(options: argparse.Namespace, records: Records) -> list[Record]:
     data = mnist(options.data).to(options.device)
-    plan = Plan(1 if options.quick else 54 if options.full else EPOCHS, bf16=not options.quick, rate=falls)
+    plan = Plan(1, batch=10, rate=falls)
+    if not options.quick:
+        plan = Plan(54 if options.full else EPOCHS, bf16=True, rate=falls)
     found = {
         (method, lam): records.get(f"{method} {lam:g}", lambda file, m=method, s=lam: run(m, s, data, plan, file))
         for method, lams in RUNS.items()
@@ -123,12 +125,11 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
         {"penalty": method, "lam": lam, **{f"layer {i + 1} %": each for i, each in enumerate(record["sharing"])}}
         for (method, lam), record in found.items()
     ]
-    how = f"{plan.epochs} epochs of SGD at the rate {RATE}, batch {plan.batch}, the step of the penalty after every {EVERY}th one with "
-    how += f"{EVERY} times the rate, one seed"
+    net = f"{FILTERS[0]}c5-{FILTERS[1]}c5-{HIDDEN}-10 (a quarter of the paper's widths)"
     return [
         {
-            "what": f"MNIST by {FILTERS[0]}c5-{FILTERS[1]}c5-{HIDDEN}-10 (a quarter of the paper's widths), {how}; a feature is an input "
-            "of a layer with its weights to all outputs",
+            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD at the rate {RATE}, batch {plan.batch}, one seed; the penalty's "
+            f"step after every {EVERY}th one with {EVERY} times the rate; a feature is an input with its weights to all outputs",
             "rows": rows,
         },
         {"what": "Sharing: the part of a layer's outputs that a feature left in it feeds", "rows": shares},
@@ -139,16 +140,22 @@ def pictures(folder: Path, found: dict[tuple[str, float], Record], records: Reco
     """Error against zeros; which features feed which class; the first filters; sharing layer by layer."""
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(dict.fromkeys(method for method, _ in found))
-    points = {m: [(r["zero weights %"], r["test error %"]) for (name, _), r in found.items() if name == m] for m in methods}
+    points = {
+        m: [(r["zero weights %"], r["test error %"]) for (name, _), r in found.items() if name == m] for m in methods
+    }
     labels = {"xlabel": "weights that are exactly 0, %", "ylabel": "test error, %"}
-    plotting.against(points, title="Group, exclusive and both: what zeros cost", **labels).savefig(folder / "cges-error.png")
+    plotting.against(points, title="Group, exclusive and both: what zeros cost", **labels).savefig(
+        folder / "cges-error.png"
+    )
     shown = {method: max(lam for name, lam in found if name == method) for method in SHOWN}
     sharing = {method: list(enumerate(found[method, lam]["sharing"], 1)) for method, lam in shown.items()}
     labels = {"xlabel": "layer", "ylabel": "outputs that a feature feeds, %"}
     plotting.against(sharing, title="Sharing in low layers, competition in high ones", **labels).savefig(
         folder / "cges-sharing.png"
     )
-    models = {m: torch.load(records.checkpoint(f"{m} {lam:g}"), weights_only=False)["model"] for m, lam in shown.items()}
+    models = {
+        m: torch.load(records.checkpoint(f"{m} {lam:g}"), weights_only=False)["model"] for m, lam in shown.items()
+    }
     last = {method: model.get_parameter(LAYERS[-1]) for method, model in models.items()}
     title = "Which hidden feature feeds which class"
     plotting.weight_pattern(last, title=title, xlabel="feature", ylabel="class").savefig(folder / "cges-classes.png")
