@@ -47,6 +47,7 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.compact import compact
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
 from .sparsify.measure import Comparison, Measurement, compare, measure
@@ -117,6 +118,7 @@ __all__ = [
     "SparsityReport",
     "SupportSelection",
     "UnitNorm",
+    "compact",
     "compare",
     "functional",
     "kernels",
