@@ -128,8 +128,9 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
     net = f"{FILTERS[0]}c5-{FILTERS[1]}c5-{HIDDEN}-10 (a quarter of the paper's widths)"
     return [
         {
-            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD at the rate {RATE}, batch {plan.batch}, one seed; the penalty's "
-            f"step after every {EVERY}th one with {EVERY} times the rate; a feature is an input with its weights to all outputs",
+            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD at the rate {RATE}, batch {plan.batch}, one seed; the "
+            f"penalty's step after every {EVERY}th one with {EVERY} times the rate; a feature is an input with its weights to "
+            "all outputs",
             "rows": rows,
         },
         {"what": "Sharing: the part of a layer's outputs that a feature left in it feeds", "rows": shares},
