@@ -47,6 +47,7 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.density import DensityTarget
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
 from .sparsify.optim import ProxAdamW, ProxSGD
@@ -78,6 +79,7 @@ __all__ = [
     "Constant",
     "ConvFISTA",
     "ConvISTA",
+    "DensityTarget",
     "ElasticNet",
     "Entmax",
     "Entmax15",

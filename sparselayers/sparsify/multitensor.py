@@ -114,13 +114,13 @@ def _rows(penalty: Penalty, block: Weighted, skipped: Tensor | None) -> None:
     metric = None
     if block.metric is not None:
         columns = zip(block.parts, flat, block.metric, strict=True)
-        metric = torch.cat([_spread(part, rows, d) for part, rows, d in columns], dim=1)
+        metric = torch.cat([spread(part, rows, d) for part, rows, d in columns], dim=1)
     _step(penalty, matrix, block.t, metric, skipped)
     for view, rows in zip(block.views, matrix.split([rows.shape[1] for rows in flat], dim=1), strict=True):
         view.copy_(rows.reshape(view.shape))
 
 
-def _spread(part: Part, rows: Tensor, d: Metric) -> Tensor:
+def spread(part: Part, rows: Tensor, d: Metric) -> Tensor:
     """The metric of one view as a matrix that joins its rows."""
     if isinstance(d, Diagonal):
         return part.rows(d.whole())

@@ -23,9 +23,10 @@ from .metric import FLOOR, Rate, Rates, adaptive, euclidean, kind, unsharded_rat
 from .multitensor import prox_
 from .sharded import Unsharded, outlines, whole
 from .stationarity import stationarity
-from .strength import Rule, State
+from .strength import Rule, State, Steering, unless
 from .strongest import lam_max
 from .summary import GroupSummary, summarise
+from .vanishing import check_vanishing, shrinks, vanishing
 
 
 class Regularizer:
@@ -36,7 +37,7 @@ class Regularizer:
     Args:
         model: any nn.Module; the regularizer keeps parameter names, not parameters.
         penalty: any penalty; it sees each group as a row.
-        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`. May be
+        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`, `DensityTarget`. May be
             reassigned between steps (`regularizer.lam = ...`); reading it gives the strength in use.
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
@@ -71,7 +72,7 @@ class Regularizer:
         self,
         model: nn.Module,
         penalty: Penalty,
-        lam: float | Tensor | Rule,
+        lam: float | Tensor | Rule | Steering,
         groups: Groups = "output",
         include: Include = None,
         exclude: Include = None,
@@ -80,9 +81,10 @@ class Regularizer:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if not isinstance(penalty, Penalty):
             raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {penalty!r}")
-        self.model, self.penalty, self.lam, self.groups = model, penalty, lam, groups  # type: ignore[assignment]
+        self.model, self.penalty, self.groups = model, penalty, groups
         self.include, self.exclude = include, exclude
         self.blocks = cut_model(model, groups, include, exclude)
+        self.lam = lam  # type: ignore[assignment]
         self.frozen: Freeze | None = None
 
     @property
@@ -91,10 +93,12 @@ class Regularizer:
         return self._progress["lam"]
 
     @lam.setter
-    def lam(self, lam: float | Tensor | Rule) -> None:
-        self._rule: Rule | None = None
+    def lam(self, lam: float | Tensor | Rule | Steering) -> None:
+        if isinstance(lam, Steering):
+            check_vanishing(self.penalty)
+        self._rule: Rule | Steering | None = None
         self._progress: State
-        if isinstance(lam, Rule):
+        if isinstance(lam, Rule | Steering):
             self._rule, self._progress = lam, lam.initial()
         else:
             checks.scalar(lam, "lam", low=0.0)
@@ -274,16 +278,26 @@ class Regularizer:
     def _apply(self, rates: Mapping[str, Rate], skipped: Tensor | None = None) -> None:
         """The prox of every block; a parameter without a rate stays as it is."""
         parameters = self._parameters()
+        self._steer(parameters, rates, skipped)
         unsharded = Unsharded(parameters, self.blocks)
         rates = unsharded_rates(rates, parameters, self.blocks)
         weighted = [weigh(block, unsharded.tensors, rates, self.lam) for block in self.blocks]
         prox_(self.penalty, [block for block in weighted if block is not None], skipped)
         unsharded.write()
 
-    def _advance(self) -> None:
-        """A step was taken: what moves lam moves it."""
-        if self._rule is not None:
-            self._progress = self._rule.advance(self._progress)
+    def _steer(self, parameters: Mapping[str, Tensor], rates: Mapping[str, Rate], skipped: Tensor | None) -> None:
+        """Before a prox step: what looks at the weights to find lam does."""
+        if isinstance(self._rule, Steering):
+            strengths = vanishing(self.penalty, self.blocks, parameters, rates)
+            if strengths.numel():
+                new = self._rule.steer(self._progress, strengths, shrinks(self.penalty))
+                self._progress = unless(skipped, new, self._progress)
+
+    def _advance(self, skipped: Tensor | None = None) -> None:
+        """A step was taken: what counts steps to move lam moves it."""
+        if isinstance(self._rule, Rule):
+            self._progress = unless(skipped, self._rule.advance(self._progress), self._progress)
 
     def __repr__(self) -> str:
-        return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {len(self.names)} parameters)"
+        count = f"{len(self.names)} parameter{'s' * (len(self.names) != 1)}"
+        return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {count})"
