@@ -30,7 +30,8 @@ class DensityTarget:
     density a layer take one Regularizer a layer, by `include`.
 
     "Groups" are the rows that the penalty sees, entries for a separable penalty such as L1. Those of parameters without a
-    gradient are not counted. From 2^17 entries or 2^13 rows on, q is that of an evenly spaced sample of at least as many.
+    gradient are not counted. What is zero at lam = 0 already, by the sign in NonnegativeL1, no lam brings back. From 2^18
+    entries or 2^13 rows on, q is that of an evenly spaced part of them.
 
     Args:
         density: in (0, 1], the share of groups that stay nonzero; at least one does.
@@ -85,17 +86,17 @@ class DensityTarget:
             part = 1.0
         edge = _edge(strengths, keep) * part
         # With lr = 0 no strength makes a group zero.
-        lam = torch.where(edge.isfinite(), edge, state["lam"])
-        lam = torch.where(k < self.delay, 0, lam) if isinstance(k, Tensor) else lam if k >= self.delay else 0.0
-        return {"k": k + 1, "lam": lam}
+        found = torch.where(edge.isfinite(), edge, state["lam"])
+        if isinstance(k, Tensor):
+            return {"k": k + 1, "lam": torch.where(k < self.delay, 0, found)}
+        return {"k": k + 1, "lam": found if k >= self.delay else 0.0}
 
 
 def _edge(strengths: Tensor, keep: float | Tensor) -> Tensor:
     """The largest strength of those that go when `keep`, rounded and at least one, stay; 0 where all stay."""
     n = strengths.numel()
-    if not isinstance(keep, Tensor):
-        gone = n - max(round(keep), 1)
-        return strengths.kthvalue(gone).values if gone > 0 else strengths.new_zeros(())
-    gone = n - keep.round().clamp_min(1).long()
-    ranked = torch.cat([strengths.new_zeros(1), strengths.sort().values])
-    return ranked.gather(0, gone.to(ranked.device).clamp_min(0).reshape(1)).squeeze(0)
+    if isinstance(keep, Tensor):
+        gone = (n - keep.round().clamp_min(1).long()).clamp_min(0).to(strengths.device)
+        return torch.cat([strengths.new_zeros(1), strengths.sort().values]).gather(0, gone.reshape(1)).squeeze(0)
+    least = n - max(round(keep), 1)
+    return strengths.kthvalue(least).values if least > 0 else strengths.new_zeros(())

@@ -85,6 +85,8 @@ def _join(penalty: Penalty, blocks: list[Weighted], size: int, skipped: Tensor |
         whole = [d.whole() for block in blocks for d in block.metric or () if isinstance(d, Diagonal)]
         metric = _flatten_dense_tensors(whole).view(-1, size)
     _step(penalty, matrix, t, metric, skipped)
+    if matrix.data_ptr() == views[0].data_ptr():  # a single one needs no joining: it is the view itself
+        return
     torch._foreach_copy_(views, _unflatten_dense_tensors(matrix.view(-1), views))
 
 

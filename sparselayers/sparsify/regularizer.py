@@ -26,7 +26,7 @@ from .stationarity import stationarity
 from .strength import Rule, State, Steering, unless
 from .strongest import lam_max
 from .summary import GroupSummary, summarise
-from .vanishing import check_vanishing, shrinks, vanishing
+from .vanishing import shrinks, vanishing
 
 
 class Regularizer:
@@ -95,7 +95,7 @@ class Regularizer:
     @lam.setter
     def lam(self, lam: float | Tensor | Rule | Steering) -> None:
         if isinstance(lam, Steering):
-            check_vanishing(self.penalty)
+            self._shrinks = shrinks(self.penalty, 1 if self.penalty.separable else self._sizes()[0][1])
         self._rule: Rule | Steering | None = None
         self._progress: State
         if isinstance(lam, Rule | Steering):
@@ -189,15 +189,19 @@ class Regularizer:
         self._check_prox()
         return optimizer.register_step_post_hook(ProxHook(self, rates))
 
+    def _sizes(self) -> list[tuple[str, int]]:
+        """The parameters of each block, and the entries of a group in it."""
+        outline = outlines(self.model)
+        sizes = [sum(math.prod(part.cut(outline[part.name]).shape[part.lead :]) for part in b) for b in self.blocks]
+        return [(", ".join(part.name for part in block), size) for block, size in zip(self.blocks, sizes, strict=True)]
+
     def _check_prox(self) -> None:
         """ValueError now, not at the first step, where the penalty has no prox or none for groups of this size."""
-        parameters = outlines(self.model)
-        for block in self.blocks:
-            size = sum(math.prod(part.cut(parameters[part.name]).shape[part.lead :]) for part in block)
+        for names, size in self._sizes():
             try:
                 self.penalty.prox(torch.empty(0, size), 0.0)
             except ValueError as error:
-                raise ValueError(f"{', '.join(part.name for part in block)} in groups of {size}: {error}") from error
+                raise ValueError(f"{names} in groups of {size}: {error}") from error
 
     def stationarity(self, step: float | Tensor | Optimizer = 1.0) -> Tensor:
         """After a backward: how far the weights are from a stationary point of loss + lam R, in [0, 1]; 0-d.
@@ -290,7 +294,7 @@ class Regularizer:
         if isinstance(self._rule, Steering):
             strengths = vanishing(self.penalty, self.blocks, parameters, rates)
             if strengths.numel():
-                new = self._rule.steer(self._progress, strengths, shrinks(self.penalty))
+                new = self._rule.steer(self._progress, strengths, self._shrinks)
                 self._progress = unless(skipped, new, self._progress)
 
     def _advance(self, skipped: Tensor | None = None) -> None:

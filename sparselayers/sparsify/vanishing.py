@@ -17,30 +17,21 @@ from .metric import Rate
 from .multitensor import Weighted, spread
 from .sharded import whole
 
-ENTRIES, ROWS = 2**17, 2**13  # of a separable penalty, of another: of twice as many groups every second is looked at
+ENTRIES, ROWS = 2**17, 2**12  # of a separable penalty, of another: of twice as many groups every second is looked at
 
 
-def check_vanishing(penalty: Penalty) -> None:
-    """ValueError for a penalty that no strength makes zero."""
+@torch.no_grad()
+def shrinks(penalty: Penalty, size: int) -> bool:
+    """Does the prox move what it does not make zero? That of l0 does not. ValueError where no strength makes zeros."""
+    v = torch.full((1, size), 1e-3)  # so small that penalties with a scale of their own are as steep as at 0
     try:
-        penalty.lam_max(_probe(penalty))
+        lam = float(penalty.lam_max(v))
     except ValueError as error:
         raise ValueError(
             f"{penalty!r} has no lam_max, a strength that makes a group zero, so lam cannot be set by a density; "
             "give lam as a number, or take a penalty such as L1(), GroupL2() or GroupL0()"
         ) from error
-
-
-@torch.no_grad()
-def shrinks(penalty: Penalty) -> bool:
-    """Does the prox move what it does not make zero? That of l0 does not."""
-    v = _probe(penalty)
-    return not torch.equal(penalty.prox(v, float(penalty.lam_max(v)) / 2), v)
-
-
-def _probe(penalty: Penalty) -> Tensor:
-    """A row so small that penalties with a scale of their own are as steep as at 0."""
-    return torch.full((1, penalty._shortest), 1e-3)
+    return not torch.equal(penalty.prox(v, lam / 2), v)
 
 
 @torch.no_grad()
@@ -92,7 +83,7 @@ def _some(x: Tensor, view: Tensor, every: int) -> Tensor:
 
 def _of_rows(penalty: Penalty, block: Weighted, every: int) -> Tensor:
     rows = [upcast(part.rows(view[::every])) for part, view in zip(block.parts, block.views, strict=True)]
-    v = torch.cat(rows, 1)
+    v = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
     if block.metric is None:
         return penalty.lam_max(v / block.t, block.t)
     some = [d.over(d.second[::every]) if isinstance(d, Diagonal) else d for d in block.metric]
