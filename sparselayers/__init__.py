@@ -47,9 +47,12 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.compact import compact
 from .sparsify.density import DensityTarget
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
+from .sparsify.load_compact import load_compact
+from .sparsify.measure import Comparison, Measurement, compare, measure
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
@@ -76,6 +79,7 @@ __all__ = [
     "L1",
     "LISTA",
     "Box",
+    "Comparison",
     "Constant",
     "ConvFISTA",
     "ConvISTA",
@@ -95,6 +99,7 @@ __all__ = [
     "LamSchedule",
     "LInf",
     "LatentGroupL2",
+    "Measurement",
     "MultiheadAttention",
     "Nonnegative",
     "NonnegativeL1",
@@ -116,9 +121,13 @@ __all__ = [
     "SparsityReport",
     "SupportSelection",
     "UnitNorm",
+    "compact",
+    "compare",
     "functional",
     "kernels",
     "lam_path",
+    "load_compact",
+    "measure",
     "restore_attention",
     "sparsity_report",
     "swap_attention",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 
 import torch
@@ -17,7 +16,7 @@ class Freeze:
     """Holds entries of a model's parameters at zero after every step of any optimizer, until `remove()`.
 
     What an optimizer keeps for such an entry (momentum, averages) becomes zero too. The model is named, not kept alive;
-    a deep copy together with the model holds the copied model.
+    a deep copy, or a pickle, together with the model holds the copied model.
 
     Attributes:
         zeros: parameter name -> boolean tensor, True where the entry is held at zero.
@@ -41,7 +40,11 @@ class Freeze:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if self._model() is None:
-            self.remove()
+            self.active = False
+            # torch is going through its hooks now: any but the last must stay, and does nothing from here on.
+            hooks = self._handle.hooks_dict_ref()
+            if hooks is not None and next(reversed(hooks)) == self._handle.id:
+                self.remove()
             return
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._parameters().items():
@@ -69,15 +72,17 @@ class Freeze:
         count = f"{len(self.zeros)} parameter{'s' * (len(self.zeros) != 1)}"
         return f"Freeze({zeros} zeros in {count}{'' if self.active else ', removed'})"
 
-    def __deepcopy__(self, memo: dict) -> Freeze:
-        model = self._model()
-        twin = object.__new__(Freeze)
-        memo[id(self)] = twin
-        if model is None or not self.active:
-            twin.__dict__.update(self.__dict__)
-        else:
-            twin.__init__(copy.deepcopy(model, memo), copy.deepcopy(self.zeros, memo))  # type: ignore[misc]
-        return twin
+    def __reduce__(self) -> tuple:
+        return _restored, (self._model(), self.zeros, self.active)
+
+
+def _restored(model: nn.Module | None, zeros: dict[str, Tensor], active: bool) -> Freeze:
+    """A copy, of the copied model."""
+    twin = Freeze(nn.Module() if model is None else model, zeros if active else {})
+    if not active:
+        twin.zeros = zeros
+        twin.remove()
+    return twin
 
 
 def zeros_of(parameters: dict[str, nn.Parameter], names: list[str]) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from torch import Tensor
 from ..ops.diagonal import Diagonal
 from ..ops.norm import upcast
 from ..prox import Penalty
-from .groups import Block
-from .hook import weigh
-from .metric import Rate
-from .multitensor import Weighted, spread
+from .groups import Block, Part
+from .metric import Rate, per_lr
+from .multitensor import same_lr
 from .sharded import whole
 
+Cut = tuple[Part, Tensor, Rate]
 ENTRIES, ROWS = 2**17, 2**12  # of a separable penalty, of another: of twice as many groups every second is looked at
 
 
@@ -44,10 +44,14 @@ def vanishing(
     """
     tensors = {name: whole(parameters[name].detach()) for name in rates}
     gathered = {name: _whole(rate) for name, rate in rates.items()}
-    weighted = [block for block in (weigh(block, tensors, gathered, 1.0) for block in blocks) if block is not None]
-    every = max(1, sum(_count(penalty, block) for block in weighted) // (ENTRIES if penalty.separable else ROWS))
-    find = _of_entries if penalty.separable else _of_rows
-    found = [find(penalty, block, every) for block in weighted] or [torch.empty(0)]
+    live = [[(part, gathered[part.name]) for part in block if part.name in rates] for block in blocks]
+    cut = [[(part, part.cut(tensors[part.name]), rate) for part, rate in block] for block in live if block]
+    every = max(1, sum(_count(penalty, block) for block in cut) // (ENTRIES if penalty.separable else ROWS))
+    if penalty.separable:
+        found = [_of_entries(penalty, *each, every) for block in cut for each in block]
+    else:
+        found = [_of_rows(penalty, block, every) for block in cut]
+    found = found or [torch.empty(0)]
     return torch.cat([f.to(found[0].device, torch.promote_types(f.dtype, found[0].dtype)) for f in found])
 
 
@@ -55,22 +59,19 @@ def _whole(rate: Rate) -> Rate:
     return rate if rate.metric is None else rate._replace(metric=rate.metric.over(whole(rate.metric.second)))
 
 
-def _count(penalty: Penalty, block: Weighted) -> int:
+def _count(penalty: Penalty, block: list[Cut]) -> int:
     if penalty.separable:
-        return sum(view.numel() for view in block.views)
-    return math.prod(block.views[0].shape[: block.parts[0].lead])
+        return sum(view.numel() for _, view, _ in block)
+    part, view, _ = block[0]
+    return math.prod(view.shape[: part.lead])
 
 
-def _of_entries(penalty: Penalty, block: Weighted, every: int) -> Tensor:
-    found = []
-    for view, metric in zip(block.views, block.metric or [None] * len(block.views), strict=True):
-        v = upcast(_some(view, view, every))
-        if metric is None:
-            found.append(penalty.lam_max((v / block.t).unsqueeze(-1), block.t))
-            continue
-        d = metric.over(_some(metric.second, view, every)).whole() if isinstance(metric, Diagonal) else metric + 0 * v
-        found.append(penalty.lam_max((v * d / block.t).unsqueeze(-1), block.t / d))
-    return torch.cat(found)
+def _of_entries(penalty: Penalty, part: Part, view: Tensor, rate: Rate, every: int) -> Tensor:
+    v = upcast(_some(view, view, every))
+    if rate.metric is None:
+        return penalty.lam_max((v / rate.lr).unsqueeze(-1), rate.lr)
+    d = rate.metric.over(_some(part.cut(rate.metric.second), view, every)).whole()
+    return penalty.lam_max((v * d / rate.lr).unsqueeze(-1), rate.lr / d)
 
 
 def _some(x: Tensor, view: Tensor, every: int) -> Tensor:
@@ -81,12 +82,23 @@ def _some(x: Tensor, view: Tensor, every: int) -> Tensor:
     return x.permute(axes).reshape(-1)[::every]
 
 
-def _of_rows(penalty: Penalty, block: Weighted, every: int) -> Tensor:
-    rows = [upcast(part.rows(view[::every])) for part, view in zip(block.parts, block.views, strict=True)]
+def _of_rows(penalty: Penalty, block: list[Cut], every: int) -> Tensor:
+    one_lr = same_lr([(part, rate) for part, _, rate in block])
+    if not one_lr:  # as in the prox: t = lam in the metric D / lr, and a part that does not move has none
+        block = [each for each in block if isinstance(each[2].lr, Tensor) or each[2].lr != 0]
+    rows = [upcast(part.rows(view[::every])) for part, view, _ in block]
     v = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
-    if block.metric is None:
-        return penalty.lam_max(v / block.t, block.t)
-    some = [d.over(d.second[::every]) if isinstance(d, Diagonal) else d for d in block.metric]
-    d = torch.cat([spread(*each) for each in zip(block.parts, rows, some, strict=True)], 1)
+    t = block[0][2].lr if one_lr else 1.0
+    if one_lr and all(rate.metric is None for *_, rate in block):
+        return penalty.lam_max(v / t, t)
+    d = torch.cat([_metric(part, x, rate, one_lr, every) for (part, _, rate), x in zip(block, rows, strict=True)], 1)
     # A convex R vanishes where D v / t lies in lam times its subdifferential at 0; GroupL0 is the same in any scale of v.
-    return penalty.lam_max((d if penalty.convex else d.sqrt()) * v / block.t, block.t)
+    return penalty.lam_max((d if penalty.convex else d.sqrt()) * v / t, t)
+
+
+def _metric(part: Part, rows: Tensor, rate: Rate, one_lr: bool, every: int) -> Tensor:
+    """D, or D / lr, of the rows looked at."""
+    d = (1.0 if rate.metric is None else rate.metric) if one_lr else per_lr(rate)
+    if isinstance(d, Diagonal):
+        return part.rows(d.over(part.cut(d.second)[::every]).whole())
+    return rows.new_ones(rows.shape) * d

@@ -1,0 +1,1 @@
+"""What `networks.py` trains: data, the loop, records, and one file a subject."""
