@@ -50,6 +50,7 @@ from .schedules import Constant, Homotopy
 from .sparsify.compact import compact
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
+from .sparsify.load_compact import load_compact
 from .sparsify.measure import Comparison, Measurement, compare, measure
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
@@ -123,6 +124,7 @@ __all__ = [
     "functional",
     "kernels",
     "lam_path",
+    "load_compact",
     "measure",
     "restore_attention",
     "sparsity_report",
