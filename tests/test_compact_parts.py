@@ -468,3 +468,18 @@ def test_rounding_as_on_a_device_with_rough_products_does_not_keep_heads(monkeyp
 
     monkeypatch.setattr(nn.functional, "linear", rough)
     assert shrunk(model, x).self_attn.num_heads == 2
+
+
+@pytest.mark.parametrize("more", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_causal_with_its_mask(more, need_weights) -> None:
+    model = kill(fill(nn.MultiheadAttention(8, 4, **more)))
+    x = torch.randn(5, 2, 8).double()
+    small = shrunk_attention(model, x, x, x)
+    mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
+    for masks in ({}, {"key_padding_mask": padding}):
+        masks |= {"attn_mask": mask, "need_weights": need_weights}
+        expected = model(x, x, x, **masks)
+        assert_equal(expected, small(x, x, x, is_causal=True, **masks))
+        assert_equal(expected, small(x, x, x, **masks))
