@@ -126,19 +126,25 @@ def _pull_in_metric(u, d, n, pull, length, w, rounding):
     """u <- u s / (s + pull / d) with s the root of ‖u / (s + pull / d)‖ = 1, length = ‖u‖; d is written over."""
     f, zero, one, none = u.dtype.type, u.dtype.type(0), u.dtype.type(1), np.uint64(0)
     # In units of ‖u‖: squares of the row's own scale may be beyond the floats.
-    unit, mean, start = one / length, 0.0, none
+    unit, mean, square, start = one / length, 0.0, 0.0, none
     share = pull * unit
     while start < n:
         stop = min(n, start + np.uint64(BLOCK))
-        a = zero
+        a, b = zero, zero
         for j in range(start, stop):
             w[j] = share / d[j]
             d[j] = u[j] * unit
-            a += (d[j] * d[j]) * w[j]
+            part = (d[j] * d[j]) * w[j]
+            a += part
+            b += part * w[j]
         mean += a
+        square += b
         start = stop
-    # 1 / ‖u / (s + w)‖ - 1 is concave: Newton's first step ends below the root, and the others climb from there.
-    s = max(one - f(mean), zero)
+    # 1 / ‖u / (s + w)‖ - 1 is concave: Newton from anywhere ends below the root, and climbs from there. 1 - mean lies below
+    # it too, and the next term of the series, in the variance of w, brings the start closer.
+    low = max(one - f(mean), zero)
+    spread = square - mean * mean
+    s = min(low + f(1.5 * spread), one) if 0.0 < spread < 1.0 else low  # w may be infinite
     for _ in range(MOST_PASSES):
         square, slope, start = 0.0, 0.0, none
         while start < n:
@@ -154,7 +160,7 @@ def _pull_in_metric(u, d, n, pull, length, w, rounding):
             slope += b
             start = stop
         before = s
-        s = max(s + f((np.sqrt(square) - 1.0) * square / slope), zero)
+        s = max(s + f((np.sqrt(square) - 1.0) * square / slope), low)
         if abs(s - before) <= rounding * s or s != s:
             break
     for j in range(n):
