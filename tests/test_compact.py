@@ -810,6 +810,42 @@ def test_arguments_of_other_kinds() -> None:
         sl.compact(nn.Linear(2, 2), torch.zeros(3, 5))
 
 
+@pytest.mark.parametrize("dim", [1, -3])
+def test_closed_gates_remove_their_neurons(dim: int) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), sl.HardConcrete(6, dim), nn.Conv2d(6, 3, 3, padding=1))
+    drawn(model)
+    model[2].log_alpha.data[[1, 4]] = -5.0
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert (small[0].out_channels, small[2].n, small[3].in_channels) == (4, 4, 4)
+    assert small.train()(x).shape == (2, 3, 4, 4)
+    agree(sl.load_compact(afresh(model), small.state_dict()), model, x)
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw, as an attribute that was not there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(2, 6, 3), nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = F.relu(self.one(x))
+        return self.two(self.seen.view(-1, 36))
+
+
+def test_a_forward_that_keeps_what_it_saw() -> None:
+    model = zero(drawn(Remembers()), one__weight=2)
+    x = torch.randn(3, 2, 8, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert small.two.in_features == 30
+    copy.deepcopy(small)
+    within = sl.compact(nn.Sequential(model, nn.Linear(3, 2, dtype=torch.float64)), x)
+    assert pickle.loads(pickle.dumps(within))(x).shape == (3, 2)
+
+
 class Auxiliary(nn.Module):
     """A head that only training has."""
 
