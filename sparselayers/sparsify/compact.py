@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from .compact_parts import shrink_modules
 from .compact_pruning import prune_graph
 from .compaction.shrink import Shrinker
-from .compaction.trial import Inputs, agree, answers, as_inputs, questions
+from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
 from .evaluation import Example, call, check_example
 
 
@@ -58,7 +58,7 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
     modes = {path: module.training for path, module in small.named_modules()}
     small.eval()
     with torch.no_grad():
-        call(small, example_input)  # what is wrong with the example is said in the model's own words
+        call(small, fresh(example_input))  # what is wrong with the example is said in the model's own words
     asked, wanted = _questions(small, example_input)
     shrink_modules(small, example_input)
     shrinker = Shrinker(small, asked[0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .compaction.trial import Inputs, agree, answers, as_inputs, questions
+from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
 from .evaluation import Example, check_example
 
 REMEDY = "python -m pip install 'sparselayers[prune]'"
@@ -131,7 +131,7 @@ def _graph(tp: Any, model: nn.Module, inputs: Inputs) -> Any:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of parameters outside layers, which are left alone here
             return tp.DependencyGraph().build_dependency(
-                model, inputs, lambda model, given: model(*given[0], **given[1]), verbose=False
+                model, fresh(inputs), lambda model, given: model(*given[0], **given[1]), verbose=False
             )
     except Exception as error:
         raise ValueError(

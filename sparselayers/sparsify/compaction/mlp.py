@@ -102,7 +102,7 @@ def remove_channels(mlp: MLP, kept: tuple[Tensor, Tensor], edits: Edits) -> None
 def _activated(activation: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
     """What the activation makes of each entry; NaN where it is none that can be asked alone."""
     try:
-        value = activation(x) if activation is not None else None
+        value = activation(x.clone()) if activation is not None else None  # it may work in place
     except Exception:  # whatever goes by that name is none
         value = None
     fits = isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .trial import Inputs
+from .trial import Inputs, agree, fresh, tensors
 
 VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -62,7 +62,11 @@ def trace(module: nn.Module, call: Inputs) -> Traced:
             warnings.simplefilter("ignore")  # what torch.fx says of the arguments it takes as they are
             graph = tracer.trace(module, concrete_args=specialised or None)
             recorder = _Recorder(module, graph=graph)
-            recorder.run(*values)
+            found = tensors(recorder.run(*fresh(values)))
+            positional, named = fresh(call)
+            if not agree(tensors(module.forward(*positional, **named)), found):
+                # It looks at the kind of an argument, writes with += what others hold, counts its calls: all hidden from it.
+                raise Untraceable("forward gives something else than its graph")
     except Untraceable:
         raise
     except Exception as error:  # whatever stops it, there is no graph
