@@ -86,7 +86,7 @@ FORWARDS = {
     "//= beside another name": (floor_in_place, 8),
     "+= on a view": (add_in_place_through_a_view, 10),
     "add_ on what + gave": (add_in_place_through_plus, 8),
-    "out=": (out_argument, 8),
+    "out=": (out_argument, 10),
     "the kind of an argument": (kind_of_argument, 8),
     "the input in place": (input_in_place, 5),
     "a size of the layer": (lambda net, x: net.last(net.first(x)) / net.first.out_features, 5),

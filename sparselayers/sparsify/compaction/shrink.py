@@ -15,7 +15,7 @@ from .liveness import live
 from .replay import replay
 from .rewriting import modes, rewritten
 from .trace import Traced, Untraceable, in_training, readers, trace
-from .trial import Inputs, answers, agree, fresh
+from .trial import Inputs, agree, answers, fresh
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -54,9 +54,7 @@ def _at(
     wide = [1] * value.axis + [len(value.slots)] + [1] * (len(shape) - 1 - value.axis)
     sample = value.const.view(wide).expand(*[1] * value.axis, *inner, *sizes).clone()
     try:
-        result = ops.run(
-            node, flow.traced, lambda n: sample if n is source else tree_map(number, flow.traced.metas[n])
-        )
+        result = ops.run(node, flow.traced, lambda n: sample if n is source else tree_map(number, flow.traced.metas[n]))
     except Exception:  # sizes that do not fit, a dtype that the operation does not take on the CPU
         return None
     known = isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex())
