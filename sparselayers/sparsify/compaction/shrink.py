@@ -121,7 +121,8 @@ def record(model: nn.Module, call: Inputs) -> dict[int, list[Inputs]]:
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
         calls.setdefault(id(module), []).append((args, kwargs))
 
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules()]
+    heard = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in heard]
     try:
         positional, named = fresh(call)
         with torch.no_grad():

@@ -109,7 +109,7 @@ def in_training(traced: Traced) -> fx.Graph | None:
 
 
 def readers(traced: Traced, graph: fx.Graph) -> dict[str, set[str]]:
-    """Path of a layer with parameters -> the paths of those that come next, and "output" for what is given back."""
+    """Path of a layer with parameters -> the paths of those that come next and of the tensors met before, and "output"."""
 
     def has_parameters(node: fx.Node) -> bool:
         return node.op == "call_module" and any(True for _ in traced.layer(node).parameters())
@@ -120,6 +120,8 @@ def readers(traced: Traced, graph: fx.Graph) -> dict[str, set[str]]:
             todo, seen = list(node.users), set()
             while todo:
                 user = todo.pop()
+                beside = {str(n.target) for n in user.all_input_nodes if n.op == "get_attr"}
+                found.setdefault(str(node.target), set()).update(beside)
                 if has_parameters(user) or user.op == "output":
                     found.setdefault(str(node.target), set()).add(str(user.target))
                 elif user not in seen:
@@ -167,7 +169,12 @@ class Tracer(fx.Tracer):
         self.closed: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("sparselayers.") or super().is_leaf_module(m, module_qualified_name)
+        scripted = isinstance(m, torch.jit.ScriptModule)
+        return (
+            scripted
+            or type(m).__module__.startswith("sparselayers.")
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
         if isinstance(attr_val, Tensor):

@@ -160,9 +160,9 @@ def close(one: Tensor, other: Tensor, *, slack: float = 1.0) -> bool:
     """Equal but for rounding; NaN in the same places."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if not one.is_floating_point():
+    if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
     finite = one[one.isfinite()]
     scale = float(finite.abs().max()) if len(finite) else 0.0
-    atol = min(slack * CLOSE.get(one.dtype, 0.0), 0.1) * scale
+    atol = min(slack * CLOSE.get(one.dtype.to_real(), 0.0), 0.1) * scale
     return torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
