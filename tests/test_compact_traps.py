@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -153,3 +154,118 @@ def test_constants_that_hold_at_the_size_of_the_example_alone(name: str) -> None
     for size in ((3, 3), (4, 4), (5, 5), (7, 7)):
         x = torch.randn(3, 2, *size, dtype=torch.float64)
         torch.testing.assert_close(small(x), net(x), rtol=0, atol=1e-10)
+
+
+def test_one_row_may_be_taken_for_another_axis() -> None:
+    net = Net(through(lambda h: h.view(10, -1).t().reshape(-1, 10)))  # with one row, the axis of the neurons
+    small = sl.compact(net, torch.randn(1, 6, dtype=torch.float64))
+    for rows in (1, 2, 3):
+        x = torch.randn(rows, 6, dtype=torch.float64)
+        torch.testing.assert_close(small(x), net(x), rtol=0, atol=1e-10)
+
+
+class Block(nn.Module):
+    """An MLP by its names, whose activation is `act`."""
+
+    def __init__(self, act, seed: int = 0) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(6, 10), act, nn.Linear(10, 4)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in (self.fc1, self.fc2):
+                for p in layer.parameters():
+                    p.copy_(torch.randn(p.shape, generator=generator))
+            self.fc1.weight[:3] = 0
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+@pytest.mark.parametrize(
+    "act", [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.PReLU(10), nn.PReLU(), nn.BatchNorm1d(10), nn.Softmax(-1)]
+)
+def test_activations_of_any_kind_by_the_name(act: nn.Module) -> None:
+    block = Block(act)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    small = sl.compact(block, x)
+    assert small.fc1.out_features == (10 if isinstance(act, nn.Softmax) else 7)
+    torch.testing.assert_close(small(x), block(x), rtol=0, atol=1e-10)
+
+
+class Training(nn.Module):
+    """A tensor of the hidden size that training alone reads, state that forward keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.register_buffer("noise", torch.ones(6))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        h = self.first(x).relu()
+        if self.training:
+            h = h + self.noise * torch.randn_like(h)
+        return self.last(h)
+
+
+def test_what_training_reads_and_what_forward_keeps() -> None:
+    model = Training()
+    with torch.no_grad():
+        model.last.weight[:, :2] = 0
+    x = torch.randn(3, 4)
+    small = sl.compact(model, x)
+    assert model.calls == small.calls == 0
+    assert small.training
+    assert small(x).shape == (3, 2)  # in training mode
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))
+
+
+def test_models_that_cannot_be_looked_at() -> None:
+    x = torch.randn(3, 4)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"0.weight is on the meta device and has no values.* load the weights first"):
+        sl.compact(nn.Sequential(nn.Linear(4, 3, device="meta")), x.to("meta"))
+    with pytest.raises(ValueError, match=r"0.weight is not initialised yet; call the model once"):
+        sl.compact(nn.Sequential(nn.LazyLinear(3)), x)
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"the model cannot be copied: cannot pickle .*; take what that is out"):
+        sl.compact(model, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_scripted_modules() -> None:
+    x = torch.randn(3, 6, dtype=torch.float64)
+    scripted = torch.jit.script(Block(nn.ReLU()))
+    with pytest.raises(ValueError, match=r"compact the model first, then use torch\.jit"):
+        sl.compact(scripted, x)
+    net = Net(through(F.relu))
+    model = nn.Sequential(net, nn.Linear(4, 6).double(), scripted).eval()
+    small = sl.compact(model, x)
+    assert small[0].first.out_features == 5
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")
+def test_complex_numbers() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.Tanh(), nn.Conv1d(6, 6, 1, groups=6), nn.Conv1d(6, 3, 1))
+    model = model.to(torch.complex128)
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+    x = torch.randn(2, 2, 8, dtype=torch.complex128)
+    small = sl.compact(model, x)
+    assert small[0].out_channels == 4
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-10)
+
+
+def test_a_smaller_encoder_shrinks_again_in_finite_time() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 6, batch_first=True), 1).double().eval()
+    with torch.no_grad():
+        encoder.layers[0].self_attn.out_proj.weight[:, :4] = 0
+        encoder.layers[0].linear1.weight[:, 0] = 0
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    small = sl.compact(encoder, x)
+    assert small.layers[0].self_attn.num_heads == 2
+    again = sl.compact(small, x)
+    torch.testing.assert_close(again(x), encoder(x), rtol=0, atol=1e-10)

@@ -119,7 +119,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _questions(model: nn.Module, example_input: Example) -> tuple[list[Inputs], list[list[Tensor]]]:
-    """The example, random numbers of its shape, two rows of it where it has one, as far as the model takes them; and its answers.
+    """The example, random numbers of its shape, two rows where it has one, as far as the model takes them; its answers.
 
     Two rows come first: one may be taken for an axis of another kind.
     """

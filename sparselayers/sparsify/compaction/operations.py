@@ -152,8 +152,9 @@ def computes(value: object) -> bool:
 
 def otherwise(value: object) -> object:
     """Another number in the place of one."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return 2 * value + 1 if is_number else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 2 * value + 1
+    return value
 
 
 def run(node: fx.Node, traced: Traced, value: Callable, arguments: tuple[tuple, dict] | None = None) -> object:

@@ -57,8 +57,9 @@ def _at(
         result = ops.run(node, flow.traced, lambda n: sample if n is source else tree_map(number, flow.traced.metas[n]))
     except Exception:  # sizes that do not fit, a dtype that the operation does not take on the CPU
         return None
-    known = isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex())
-    return result.movedim(value.axis, 0).reshape(len(value.slots), -1).cpu() if known else None
+    if isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex()):
+        return result.movedim(value.axis, 0).reshape(len(value.slots), -1).cpu()
+    return None
 
 
 def mean(flow: Flow, node: fx.Node) -> Value:
