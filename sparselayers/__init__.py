@@ -48,6 +48,7 @@ from .prox import (
 )
 from .schedules import Constant, Homotopy
 from .sparsify.compact import compact
+from .sparsify.density import DensityTarget
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
 from .sparsify.load_compact import load_compact
@@ -82,6 +83,7 @@ __all__ = [
     "Constant",
     "ConvFISTA",
     "ConvISTA",
+    "DensityTarget",
     "ElasticNet",
     "Entmax",
     "Entmax15",

@@ -31,6 +31,7 @@ class Mixer:
         into: the channels at those columns.
         out: the channels that it makes.
         foldable: (inputs,), True where the input is a constant that the bias can take over, or 0.
+        output: the shape of what it gives for the example.
     """
 
     layer: nn.Linear | _ConvNd
@@ -39,6 +40,7 @@ class Mixer:
     into: Channels
     out: Channels
     foldable: Tensor
+    output: torch.Size
 
     def read(self, rows: Tensor) -> Tensor:
         """(inputs,): True where one of the outputs `rows` depends on the input and no bias can stand for it."""
