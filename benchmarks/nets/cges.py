@@ -34,7 +34,7 @@ RUNS = {
     "l1": (3e-5, 1e-4, 3e-4),
     "l2": (1e-3,),
 }
-NEURONS = 16  # of the first layer, in a picture
+NEURONS = 24  # of the first layer, in a picture
 SHOWN = ("group", "exclusive", "CGES, exact prox")
 
 
@@ -135,7 +135,7 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
 
 
 def pictures(folder: Path, found: dict[tuple[str, float], Record], records: Records) -> None:
-    """Error against zeros; which features feed which class; the first filters; sharing layer by layer."""
+    """Error against zeros; which features feed which class; what the strongest neurons of the first layer read."""
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(dict.fromkeys(method for method, _ in found))
     points = {
@@ -146,11 +146,6 @@ def pictures(folder: Path, found: dict[tuple[str, float], Record], records: Reco
         folder / "networks-cges-error.png"
     )
     shown = {method: max(lam for name, lam in found if name == method) for method in SHOWN}
-    sharing = {method: list(enumerate(found[method, lam]["sharing"], 1)) for method, lam in shown.items()}
-    labels = {"xlabel": "layer", "ylabel": "outputs that a feature feeds, %"}
-    plotting.against(sharing, title="Sharing in low layers, competition in high ones", **labels).savefig(
-        folder / "networks-cges-sharing.png"
-    )
     models = {
         m: torch.load(records.checkpoint(f"{m} {lam:g}"), weights_only=False)["model"] for m, lam in shown.items()
     }
@@ -159,6 +154,7 @@ def pictures(folder: Path, found: dict[tuple[str, float], Record], records: Reco
     plotting.weight_pattern(last, title=title, xlabel="feature", ylabel="class").savefig(
         folder / "networks-cges-classes.png"
     )
-    some = torch.cat([features("", model.get_parameter(LAYERS[0]))[:, :NEURONS] for model in models.values()], 1)
-    title = f"What the first {NEURONS} neurons read of a picture, from the top: {', '.join(shown)}"
-    plotting.atoms(some, title=title, columns=NEURONS).savefig(folder / "networks-cges-pixels.png")
+    strongest = [features("", m.get_parameter(LAYERS[0])) for m in models.values()]
+    strongest = [w[:, w.norm(dim=0).argsort(descending=True)[:NEURONS]] for w in strongest]
+    title = f"What the {NEURONS} strongest neurons read; from the top: group, exclusive, CGES"
+    plotting.atoms(torch.cat(strongest, 1), title=title, columns=NEURONS).savefig(folder / "networks-cges-pixels.png")
