@@ -737,6 +737,61 @@ def test_what_is_no_function_of_its_input_is_an_error() -> None:
         sl.compact(nn.Sequential(nn.Linear(4, 4), Noisy()), torch.randn(3, 4))
 
 
+def test_rounding_is_told_from_a_wrong_answer() -> None:
+    """Sums of large terms that cancel differ in float32 by their order; in float64 they agree."""
+    torch.manual_seed(0)
+    model = mlp(4, 4000, 1).eval()
+    with torch.no_grad():
+        model[0].weight[2000:] = model[0].weight[:2000]
+        model[0].bias[2000:] = model[0].bias[:2000]
+        model[2].weight[:, 2000:] = -model[2].weight[:, :2000] * (1 + 1e-5)
+        model[2].bias.zero_()
+        for place in (0, 2000):  # both of a pair
+            model[0].weight[place : place + 1900] = 0
+            model[0].bias[place : place + 1900] = 0
+    x = torch.randn(8, 4)
+    small = sl.compact(model, x)
+    assert small[0].out_features == 200
+    assert (small(x) - model(x)).abs().max() > 1e-5 * model(x).abs().max()
+    agree(small.double(), model.double(), x.double(), 1e-9)
+
+
+class Counted(nn.Module):
+    """As many steps as the data say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x.sum() > 0) + 1):
+            x = self.two(F.relu(self.one(x)))
+        return x
+
+
+def test_a_forward_that_nothing_can_follow_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(model: nn.Module, example_input: Tensor) -> None:
+        raise ImportError("pip install 'sparselayers[prune]'")
+
+    monkeypatch.setattr("sparselayers.sparsify.compact.prune_graph", missing)
+    with pytest.raises(
+        ValueError, match=r"torch.fx \(Counted: .*test_compact.py:\d+: .*\), nor otherwise: pip install"
+    ):
+        sl.compact(Counted(), torch.ones(3, 4))
+    # Where some part of it was made smaller there is nothing to complain of.
+    small = sl.compact(zero(Hidden(mlp(6, 8, 6)), blocks__0__0__weight=1), torch.ones(3, 6))
+    assert small.blocks[0][0].out_features == 7
+
+
+def test_torch_pruning_takes_over_where_torch_fx_gives_up() -> None:
+    pytest.importorskip("torch_pruning")
+    model = zero(drawn(Counted()), one__weight=[1, 2], one__bias=[1, 2])
+    x = torch.randn(3, 4, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert small.one.out_features == 4
+
+
 def test_a_model_that_cannot_be_copied_is_an_error_that_names_the_tensor() -> None:
     model = mlp(4, 4, 4)
     prune.random_unstructured(model[2], "weight", amount=0.3)
@@ -753,6 +808,42 @@ def test_arguments_of_other_kinds() -> None:
         sl.compact(nn.Linear(2, 2), [torch.zeros(3, 2)])
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         sl.compact(nn.Linear(2, 2), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+def test_closed_gates_remove_their_neurons(dim: int) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), sl.HardConcrete(6, dim), nn.Conv2d(6, 3, 3, padding=1))
+    drawn(model)
+    model[2].log_alpha.data[[1, 4]] = -5.0
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert (small[0].out_channels, small[2].n, small[3].in_channels) == (4, 4, 4)
+    assert small.train()(x).shape == (2, 3, 4, 4)
+    agree(sl.load_compact(afresh(model), small.state_dict()), model, x)
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw, as an attribute that was not there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(2, 6, 3), nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = F.relu(self.one(x))
+        return self.two(self.seen.view(-1, 36))
+
+
+def test_a_forward_that_keeps_what_it_saw() -> None:
+    model = zero(drawn(Remembers()), one__weight=2)
+    x = torch.randn(3, 2, 8, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert small.two.in_features == 30
+    copy.deepcopy(small)
+    within = sl.compact(nn.Sequential(model, nn.Linear(3, 2, dtype=torch.float64)), x)
+    assert pickle.loads(pickle.dumps(within))(x).shape == (3, 2)
 
 
 class Auxiliary(nn.Module):

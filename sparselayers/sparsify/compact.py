@@ -67,9 +67,9 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
         _prune(small, example_input, shrinker.failures[0])
     if not _agrees(small, asked, wanted) and not _agrees_in_double(model, small, asked):
         raise ValueError(
-            "the outputs of the smaller model are not those of the model: either the model is not a function of its inputs "
-            "alone (random numbers in evaluation mode, a state that moves; take that out of forward), or this is a bug in "
-            "compact(); nothing was changed"
+            "the outputs of the smaller model are not those of the model: the model is not a function of its inputs alone "
+            "(random numbers in evaluation mode, a state that moves: take that out of forward), or rounding alone moves its "
+            "outputs (compact it in float64), or this is a bug in compact(); the model was not changed"
         )
     for path, module in small.named_modules():
         module.training = modes.get(path, model.training)

@@ -14,6 +14,7 @@ from .compact_parts import resize_modules
 from .compaction.selected import PLAIN, SELECTED
 from .compaction.written_sizes import WrittenSizes
 from .evaluation import Example
+from .gates import HardConcrete
 
 
 @torch.no_grad()
@@ -101,6 +102,8 @@ def _sizes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
         return {} if module.groups == module.in_channels else None
     if isinstance(module, _NormBase):
         return {"num_features": next(iter(shapes.values()))[0]}
+    if isinstance(module, HardConcrete):
+        return {"n": shapes["log_alpha"][0]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight[0]}
     return None if type(module).__module__.startswith("torch.nn.") else {}  # a tensor of a module of the user's own

@@ -53,7 +53,7 @@ class Traced:
 
 def trace(module: nn.Module, call: Inputs) -> Traced:
     """The graph of module(*call) in the mode that it is in; Untraceable where there is none."""
-    had = set(vars(module))
+    had = {inner: dict(vars(inner)) for inner in module.modules()}
     tracer = Tracer()
     constants: dict[str, Tensor] = {}
     try:
@@ -68,15 +68,28 @@ def trace(module: nn.Module, call: Inputs) -> Traced:
     except Exception as error:  # whatever stops it, there is no graph
         raise Untraceable(_where(error)) from error
     finally:
-        for name in set(vars(module)) - had:
-            constants[name] = vars(module).pop(name)
+        constants.update(_restored(had))
     return Traced(module, graph, recorder.metas, tracer.read, tuple(tracer.closed), specialised, constants)
+
+
+def _restored(had: dict[nn.Module, dict[str, object]]) -> dict[str, Tensor]:
+    """Put back the attributes that tracing left other values in (state that forward keeps); returns the tensors it added."""
+    made: dict[str, Tensor] = {}
+    for module, attributes in had.items():
+        for name, value in list(vars(module).items()):
+            if name not in attributes:
+                delattr(module, name)
+                if isinstance(value, Tensor):
+                    made[name] = value
+            elif isinstance(value, fx.Proxy):
+                setattr(module, name, attributes[name])
+    return made
 
 
 def in_training(traced: Traced) -> fx.Graph | None:
     """The graph of the module in training mode; None where there is none."""
     module = traced.module
-    had = set(vars(module))
+    had = {inner: dict(vars(inner)) for inner in module.modules()}
     modes = {inner: inner.training for inner in module.modules()}
     module.train()
     try:
@@ -86,8 +99,7 @@ def in_training(traced: Traced) -> fx.Graph | None:
     except Exception:  # whatever stops it
         return None
     finally:
-        for name in set(vars(module)) - had:
-            delattr(module, name)
+        _restored(had)
         for inner, mode in modes.items():
             inner.training = mode
 
