@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -118,3 +119,16 @@ def test_a_quick_run_has_its_tables_and_is_not_run_twice(
     assert all(table["what"] and table["rows"] for table in tables)
     monkeypatch.setattr(subject, "run", lambda *_: pytest.fail("a finished run is run again"))
     assert subject.tables(options, record.Records(tmp_path, "x")) == tables
+
+
+@pytest.mark.parametrize(("subject", "shown"), [("cges", (0, 1))])
+def test_the_page_has_the_tables_of_the_runs(subject: str, shown: tuple[int, ...]) -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        markdown = importlib.import_module("tables").markdown
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    results = json.loads((BENCHMARKS / f"networks-{subject}.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "networks.md").read_text()
+    for i in shown:
+        assert f"\n{markdown(results['tables'][i]['rows'])}\n" in page
