@@ -61,8 +61,8 @@ def tables(options: argparse.Namespace, records: Records) -> list[Row]:
         {
             "what": f"Exact zeros among {PARAMETERS:,} parameters and {NEURONS:,} neurons. Rows with a strength: {schedule}; "
             f"shown is the strength with the most zeros whose held-out error is at most {MARGIN} points above that of the "
-            f"network without a penalty, or the nearest to it. Ours: epochs while the penalty grows until the goal is met, then "
-            f"without it: {brief[0]} + {brief[1]} from the same start, and {long[0]} + {long[1]} from none on all 60,000 pictures, "
+            f"network without a penalty, or the nearest to it. Ours: epochs while the penalty grows until the goal is met, "
+            f"then without it: {brief[0]} + {brief[1]} from the same start, {long[0]} + {long[1]} from none on all 60,000, "
             "each moved a little every time, which the other rows do not do. Minutes are of one core, the start not counted.",
             "rows": [shown(row) for row in chosen],
         },
