@@ -44,7 +44,7 @@ def tables(options: argparse.Namespace, records: Records) -> list[Row]:
     split = mnist(options.data)
     if options.full:
         return [{"what": FULL, "rows": [shown(run) for run in full(options, split, records)]}]
-    short = Plan(2 if options.quick else 3, bf16=True)
+    short = Plan(2, bf16=True)
     alone, brief, long = (1, (20, 2), (20, 2)) if options.quick else (2, (3, 6), (6, 30))
     ours = [recipe(lenet, split.whole(), split, records, long, MOVED, seed) for seed in range(SEEDS)]
     begun = beginning(split, records, alone)
@@ -93,10 +93,14 @@ def beginning(split: Split, records: Records, epochs: int) -> nn.Module:
 
 def sweep(begun: nn.Module, split: Split, records: Records, plan: Plan, quick: bool) -> list[Record]:
     """Every method at each of its strengths."""
-    return [
-        records.get(f"{name}, {lam:g}", lambda file, of=(name, method, lam): one(*of, begun, split, plan, file))
+    tried = [
+        (i, name, method, lam)
         for name, method in METHODS.items()
-        for lam in method.strengths[: 1 if quick else None]
+        for i, lam in enumerate(method.strengths[: 1 if quick else None])
+    ]
+    return [  # the first strength of all methods, then the second
+        records.get(f"{name}, {lam:g}", lambda file, of=(name, method, lam): one(*of, begun, split, plan, file))
+        for _, name, method, lam in sorted(tried, key=lambda each: each[0])
     ]
 
 
