@@ -67,6 +67,11 @@ class Freeze:
         self.zeros[name] = shard_like(self.zeros[name], parameter)
         return local(self.zeros[name])
 
+    def __repr__(self) -> str:
+        zeros = sum(int(held.sum()) for held in self.zeros.values())
+        count = f"{len(self.zeros)} parameter{'s' * (len(self.zeros) != 1)}"
+        return f"Freeze({zeros} zeros in {count}{'' if self.active else ', removed'})"
+
     def __reduce__(self) -> tuple:
         return _restored, (self._model(), self.zeros, self.active)
 
