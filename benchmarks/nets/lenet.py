@@ -51,11 +51,10 @@ def tables(options: argparse.Namespace, records: Records) -> list[Row]:
     rows = sweep(begun, split, records, short, quick=options.quick)
     ours.insert(0, recipe(lambda: copy.deepcopy(begun), split, split, records, brief, PLAIN, 0))
     chosen = [choose(rows, name) for name in METHODS] + ours
-    repeats = 3 if options.quick else 100
     small = trained(records, f"{MOVED}, seed 0")
     if options.pictures:
         draw(rows, ours, PAPER, small, options.pictures)
-    faster = records.get("latency", lambda _: {"rows": latency(small, options.device, repeats)})
+    faster = records.get("latency", lambda _: {"rows": latency(small, options.device, options.quick)})
     schedule = f"{alone} epochs without a penalty, the same for all, then {short.epochs} with it, one seed"
     return [
         {
