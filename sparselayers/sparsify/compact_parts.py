@@ -13,7 +13,7 @@ from .compaction.attention import attentions, heads_by_size, kept_heads, remove_
 from .compaction.mlp import kept_channels, mlps, remove_channels
 from .compaction.pieces import Piece
 from .compaction.trial import ROUGHLY, Edits, agree, answers, as_inputs, attempt, record
-from .evaluation import Example
+from .evaluation import Example, evaluating
 
 
 @torch.no_grad()
@@ -24,7 +24,8 @@ def shrink_modules(model: nn.Module, example_input: Example) -> None:
     without its dead parts stays as it is.
     """
     shared = _shared(model)
-    changes = [change for change in _changes(model) if not any(id(piece.tensor) in shared for piece in change[1])]
+    with evaluating(model):
+        changes = [change for change in _changes(model) if not any(id(piece.tensor) in shared for piece in change[1])]
     if not changes:
         return
     calls = record(model, [block for block, _, _ in changes], example_input)
