@@ -204,7 +204,7 @@ METHODS = {
     "sparse group lasso": Method((4e-4, 2e-4), by_prox(sparse_group_lasso)),
     "CGES, exact prox": Method((2e-3, 5e-4), by_prox(cges)),
     "CGES, the paper's step": Method((2e-3, 5e-4), linearised),
-    "l0, gates": Method((3e-5, 1e-5), with_gates, shrinks=False, before=gated, after=ungated),
+    "l0, gates": Method((3e-5, 3e-4), with_gates, shrinks=False, before=gated, after=ungated),
     "sparse group l0asso, Algorithm 1": Method((3e-4, 1e-4), decomposition, shrinks=False),
     "sparse group l0asso, exact prox": Method((3e-4, 1e-4), by_prox(sparse_group_l0)),
 }
