@@ -29,7 +29,7 @@ STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
         "SparseGroup": (3e-5, 6e-5),
         "GroupHoyerSquare": (1e-3,),
     },
-    "Fashion-MNIST": {"none": (0.0,), "GroupL2": (3e-5, 6e-5)},
+    "Fashion-MNIST": {"none": (0.0,), "GroupL2": (1e-5, 3e-5, 6e-5)},
 }
 PENALTIES = {"GroupL2": sl.GroupL2(sqrt_size=True), "SparseGroup": sl.SparseGroup(sqrt_size=True)}
 BATCHES = (1, 256)
