@@ -131,4 +131,4 @@ def test_the_page_has_the_tables_of_the_runs(subject: str, shown: tuple[int, ...
     results = json.loads((BENCHMARKS / f"networks-{subject}.json").read_text())
     page = (BENCHMARKS.parent / "docs" / "networks.md").read_text()
     for i in shown:
-        assert f"\n{markdown(results['tables'][i]['rows'])}\n" in page
+        assert f"\n{markdown(results['tables'][i]['rows'])}" in page
