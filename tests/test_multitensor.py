@@ -121,6 +121,25 @@ def test_a_metric_of_any_spread(dtype: torch.dtype) -> None:
             close(found, plain(penalty, v, t, metric))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_rows_that_compete_to_any_end(dtype: torch.dtype) -> None:
+    """Strengths that move nothing and that leave one entry; ties, a row that takes Newton many passes, one entry alone."""
+    hard = 1 - 2.0 ** -torch.arange(1, 2001, dtype=torch.float64).clamp(max=25)
+    rows = torch.stack(
+        [randn(2000), torch.rand(2000).double(), torch.ones(2000), hard, randn(2000).exp(), randn(2000) ** 5]
+    )
+    for t in (1e-300, 1e-9, 1e-4, 1.0, 1e4, 1e9):
+        for v in (rows.to(dtype), rows[:, :1].to(dtype).contiguous()):
+            found = v.clone()
+            assert compete_(found, t)
+            exact = plain(sl.Exclusive(), v, t)
+            # What is left of a row may be far smaller than its entries: its digits are there up to t = 1.
+            largest = exact.abs().amax(1, keepdim=True) if t <= 1 else 1.0
+            close((found.double() / largest).to(dtype), exact / largest)
+            assert (found != 0).any(1).all(), "no row vanishes"
+
+
 @torch.no_grad()
 def test_what_no_kernel_takes() -> None:
     v = randn(8, 6)

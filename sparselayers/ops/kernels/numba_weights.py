@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..diagonal import Diagonal
-from .numba_rows import _project
-from .numba_tools import BLOCK, MOST_PASSES, at, bit_pattern, compiled, flat, launch, per_row
+from .numba_tools import BLOCK, MOST_PASSES, at, compiled, flat, launch, per_row
 
 LEAST_SQUARE, MOST_SQUARE = 1e-30, 1e30  # sums of squares outside are taken again, scaled by the largest entry
 
@@ -212,26 +211,83 @@ def _shrink_in_metric_parallel(v, metric, n, root, scale, shift, least, entry, g
 
 
 @compiled()
-def _compete(v, magnitudes, n, shift, magnitude, t, first, last):
-    row = np.empty(n, v.dtype)
-    bits = row.view(magnitudes.dtype)
-    strength, level = np.empty(1, np.float64), np.empty(1, v.dtype)
-    none, one, zero = np.uint64(0), np.uint64(1), np.zeros(1, np.float64)
-    ones = np.ones(1, np.float64)
+def _copy_and_sum(v, lo, n, size):
+    """size = abs(v[lo:lo + n]), and its sum."""
+    total, start, zero = 0.0, np.uint64(0), v.dtype.type(0)
+    while start < n:
+        stop = min(n, start + np.uint64(BLOCK))
+        part = zero
+        for j in range(start, stop):
+            size[j] = abs(v[lo + j])
+            part += size[j]
+        total += part
+        start = stop
+    return total
+
+
+@compiled()
+def _above(size, n, level):
+    """sum (size - level)_+ and how many entries are not below it; NaN comes through."""
+    zero, one = size.dtype.type(0), size.dtype.type(1)
+    area, members, start = 0.0, 0.0, np.uint64(0)
+    while start < n:
+        stop = min(n, start + np.uint64(BLOCK))
+        part, count = zero, zero
+        for j in range(start, stop):
+            d = size[j] - level
+            part += zero if d <= 0 else d
+            count += zero if d < 0 else one
+        area += part
+        members += count
+        start = stop
+    return area, members
+
+
+@compiled(exact=True)
+def _lower(v, lo, n, size, level, more):
+    """v[lo:lo + n] <- sign (size - level - more)_+, in this order: the digits of `more` are not to be lost."""
+    zero, members = v.dtype.type(0), 0
+    for j in range(n):
+        d = (size[j] - level) - more
+        members += d > 0
+        v[lo + j] = zero if d <= 0 else (-d if v[lo + j] < 0 else d)
+    return members
+
+
+@compiled()
+def _compete(v, n, t, first, last):
+    """The level is the root of sum (size - level)_+ = level / t, convex in it: Newton climbs to it from below.
+
+    Where all entries stay is a start, and nearly the root for the small t of a prox step.
+    """
+    f, zero = v.dtype.type, v.dtype.type(0)
+    size = np.empty(n, v.dtype)
     for i in range(first, last):
-        strength[0] = at(t, i)
-        if strength[0] == 0:
+        lo, pull = i * n, at(t, i)
+        if pull == 0:
             continue
-        out = v[i * n : i * n + n]
-        row[:] = out
-        _project(row, bits, n, shift, magnitude, strength, zero, ones, True, out, level, none, one)
+        if pull == np.inf:
+            for j in range(lo, lo + n):
+                v[j] = v[j] if v[j] != v[j] else zero
+            continue
+        rise = 1.0 / max(pull, 1e-300)
+        level = f(_copy_and_sum(v, lo, n, size) / (rise + n))
+        for _ in range(MOST_PASSES):
+            area, members = _above(size, n, level)
+            more = (area - level * rise) / (rise + max(members, 1.0))
+            higher = f(level + more)
+            # A row is written where its support will hardly change any more, and once more if it does.
+            settled = higher == level or higher != higher
+            if (settled or more <= 1e-4 * level) and (_lower(v, lo, n, size, level, f(more)) == members or settled):
+                break
+            level = higher
 
 
 @compiled(parallel=True)
-def _compete_parallel(v, magnitudes, n, shift, magnitude, t, rows, parts):
+def _compete_parallel(v, n, t, rows, parts):
     for part in numba.prange(parts):
         first, last = np.uint64(part * rows // parts), np.uint64((part + 1) * rows // parts)
-        _compete(v, magnitudes, n, shift, magnitude, t, first, last)
+        _compete(v, n, t, first, last)
 
 
 def shrink(v: Tensor, entry, group, metric: Tensor | Diagonal | None) -> None:
@@ -260,6 +316,4 @@ def shrink(v: Tensor, entry, group, metric: Tensor | Diagonal | None) -> None:
 
 def compete(v: Tensor, t) -> None:
     """v <- argmin_x 1/2 ‖x - v‖² + t 1/2 ‖x‖_1² row by row; v (m, n), contiguous."""
-    shift, magnitude = bit_pattern(v)
-    args = (flat(v), np.full(1, magnitude), np.uint64(v.shape[1]), shift, magnitude, per_row(t))
-    launch(_compete, _compete_parallel, args, v.shape[0], v.numel())
+    launch(_compete, _compete_parallel, (flat(v), np.uint64(v.shape[1]), per_row(t)), v.shape[0], v.numel())
