@@ -15,14 +15,16 @@ def shrink_(rows: Tensor, entry: Strength, group: Strength, metric: Tensor | Dia
     """rows <- argmin_x 1/2 sum d (x - v)² + entry ‖x‖_1 + group ‖x‖_2, (m, n), d = metric, (m, n), 1 if None."""
     if not _served(rows):
         return False
-    if metric is not None:
+    from . import numba_metric, numba_weights
+
+    if metric is None:
+        numba_weights.shrink(rows, entry, group)
+    else:
         held = metric.second if isinstance(metric, Diagonal) else metric
         if held.dtype != rows.dtype or held.shape != rows.shape:
             return False
         metric = metric.over(held.contiguous()) if isinstance(metric, Diagonal) else held.contiguous()
-    from . import numba_weights
-
-    numba_weights.shrink(rows, entry, group, metric)
+        numba_metric.shrink(rows, entry, group, metric)
     torch.autograd.graph.increment_version(rows)
     return True
 
