@@ -24,8 +24,15 @@ FAMILY = [
     sl.SparseGroup(),
     sl.SparseGroup(ratio=0.1),
     sl.Exclusive(),
+    sl.L0(),
+    sl.GroupL0(),
+    sl.MCP(),
+    sl.MCP(gamma=0.1),
+    sl.GroupMCP(),
+    sl.GroupMCP(gamma=0.1),
+    sl.ElasticNet(),
 ]
-SERVED_IN_METRIC = [p for p in FAMILY if not isinstance(p, sl.Exclusive)]
+SERVED_IN_METRIC = [p for p in FAMILY if not isinstance(p, sl.Exclusive | sl.GroupMCP | sl.ElasticNet)]
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0) -> Tensor:
@@ -84,7 +91,7 @@ def test_ends_of_the_range(penalty: sl.Penalty) -> None:
         assert penalty._prox_(found, 0.2, metric)
         spoilt = found[2].isnan()
         assert spoilt[5]
-        assert spoilt.all() or isinstance(penalty, sl.L1), "an entry of its own where the penalty is separable"
+        assert spoilt.sum() == (1 if penalty.separable else 70), "an entry of its own where the penalty is separable"
         assert not found[[0, 1, 3, 4, 5]].isnan().any()
         assert (found[1] == 0).all()
     found = v.clone()
@@ -193,7 +200,7 @@ LAYERS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("groups", ["output", "input", "element", "neuron"])
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("penalty", [sl.L1(), sl.SparseGroup(), sl.Exclusive(), sl.LInf()], ids=repr)
+@pytest.mark.parametrize("penalty", [sl.L1(), sl.SparseGroup(), sl.Exclusive(), sl.LInf(), sl.GroupL0()], ids=repr)
 @torch.no_grad()
 def test_every_layout_and_metric(penalty: sl.Penalty, layer: str, groups: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
