@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 import sparselayers as sl
 from sparselayers.ops.diagonal import Diagonal
-from sparselayers.ops.kernels.weights import compete_, shrink_
+from sparselayers.ops.kernels.weights import compete_, keep_, shrink_
 from sparselayers.sparsify.groups import cut_model
 from sparselayers.sparsify.metric import Rate
 from sparselayers.sparsify.multitensor import SMALL, prox_
 
 pytest.importorskip("numba")
+from sparselayers.ops.kernels.numba_tools import PARALLEL  # noqa: E402
 
 FAMILY = [
     sl.L1(),
@@ -166,6 +167,24 @@ def test_rows_that_compete_to_any_end(dtype: torch.dtype) -> None:
             assert (found != 0).any(1).all(), "no row vanishes"
 
 
+@pytest.mark.parametrize("penalty", FAMILY, ids=repr)
+@torch.no_grad()
+def test_the_number_of_threads_changes_nothing(penalty: sl.Penalty) -> None:
+    v, metric = randn(301, 120, dtype=torch.float32), metric_of(301, 120, dtype=torch.float32)
+    assert v.numel() >= PARALLEL
+    threads = torch.get_num_threads()
+    for d in (None, metric) if penalty in SERVED_IN_METRIC else (None,):
+        found = []
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                found.append(v.clone())
+                assert penalty._prox_(found[-1], 0.2, d)
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(*found)
+
+
 @torch.no_grad()
 def test_what_no_kernel_takes() -> None:
     v = randn(8, 6)
@@ -174,6 +193,8 @@ def test_what_no_kernel_takes() -> None:
     assert not shrink_(v, 0.1, 0.1, torch.ones(8, 6)), "a metric of another dtype"
     assert not shrink_(v, 0.1, 0.1, torch.ones(6, dtype=torch.float64))
     assert not compete_(v[:, :3], 0.1)
+    assert not keep_(v.T, 0.1, None, None, True)
+    assert not keep_(v, 0.1, 3.0, torch.ones(8, 6), False)
     with torch.enable_grad():
         assert not shrink_(v, 0.1, 0.1, None), "a graph wants the plain path"
     with sl.kernels(False):
@@ -182,7 +203,11 @@ def test_what_no_kernel_takes() -> None:
 
 @torch.no_grad()
 def test_a_change_in_place_is_told_to_autograd() -> None:
-    for change in (lambda v: shrink_(v, 0.1, 0.0, None), lambda v: compete_(v, 0.1)):
+    for change in (
+        lambda v: shrink_(v, 0.1, 0.0, None),
+        lambda v: compete_(v, 0.1),
+        lambda v: keep_(v, 0.1, None, None, False),
+    ):
         v = randn(8, 6)
         before = v._version
         assert change(v)
