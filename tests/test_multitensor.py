@@ -16,7 +16,7 @@ from sparselayers.sparsify.metric import Rate
 from sparselayers.sparsify.multitensor import SMALL, prox_
 
 pytest.importorskip("numba")
-from sparselayers.ops.kernels.numba_tools import PARALLEL  # noqa: E402
+from sparselayers.ops.kernels.numba_tools import PARALLEL
 
 FAMILY = [
     sl.L1(),
