@@ -30,8 +30,6 @@ RUNS: dict[str, tuple[sl.Penalty, tuple[float, ...]]] = {
     "L0": (sl.L0(), (1.0, 2.0)),
     "MCP(gamma=0.1)": (sl.MCP(gamma=0.1), (1.0, 2.0)),
     "TransformedL1(a=0.1)": (sl.TransformedL1(a=0.1), (0.05,)),
-    "LHalf": (sl.LHalf(), (0.1,)),
-    "L1": (sl.L1(), (0.3,)),
 }
 SLACK = 0.2
 
