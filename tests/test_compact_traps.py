@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 
 import pytest
@@ -269,3 +270,43 @@ def test_a_smaller_encoder_shrinks_again_in_finite_time() -> None:
     assert small.layers[0].self_attn.num_heads == 2
     again = sl.compact(small, x)
     torch.testing.assert_close(again(x), encoder(x), rtol=0, atol=1e-10)
+
+
+def test_attention_that_can_lose_nothing_comes_back_whole() -> None:
+    attention = nn.MultiheadAttention(8, 4, batch_first=True).double().eval()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        attention.out_proj.weight[:, :4] = 0  # but the weights of these heads are given back
+    assert sl.compact(attention, (x, x, x)).num_heads == 4
+    quiet = {"query": x, "key": x, "value": x, "need_weights": False}
+    small = sl.compact(attention, quiet)
+    assert small.num_heads == sl.compact(small, quiet).num_heads == 2
+    torch.testing.assert_close(small(**quiet)[0], attention(**quiet)[0], rtol=0, atol=1e-10)
+
+
+class Groups(nn.Module):
+    """Grouped queries behind control flow: a dead head that only fills its group stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = 4, 2
+        self.q_proj, self.o_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.k_proj, self.v_proj = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (-1, 2)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (t.repeat_interleave(self.num_heads // self.num_kv_heads, 1) for t in (k, v))
+        if x.isnan().all():
+            raise ValueError("no number")
+        return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_known_blocks_that_can_lose_nothing_are_no_error(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    model = Groups().double().eval()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        model.o_proj.weight[:, :2] = 0
+    small = sl.compact(model, x)
+    assert small.num_heads == 4
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-10)

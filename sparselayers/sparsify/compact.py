@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from .compact_parts import shrink_modules
-from .compact_pruning import prune_graph
+from .compact_parts import has_blocks, shrink_modules
+from .compact_pruning import has_dead, prune_graph
 from .compaction.selected import Selected
 from .compaction.shrink import Shrinker
 from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
@@ -67,7 +67,7 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
     shrink_modules(small, example_input)
     shrinker = Shrinker(small, asked[0])
     small = shrinker.shrunk(small, asked[0])
-    if shrinker.closed and _size(small) == _size(model):
+    if shrinker.closed and _size(small) == _size(model) and has_dead(small):
         _prune(small, example_input, shrinker.failures[0])
     if not _agrees(small, asked, wanted) and not _agrees_in_double(model, small, asked):
         raise ValueError(
@@ -139,6 +139,8 @@ def _prune(model: nn.Module, example_input: Example, failure: str) -> None:
     try:
         prune_graph(model, example_input)
     except (ImportError, ValueError) as error:
+        if has_blocks(model):
+            return  # those were looked at, and have lost what they can
         raise ValueError(
             f"compact() cannot follow the model by torch.fx ({failure}), nor otherwise: {error}"
         ) from error

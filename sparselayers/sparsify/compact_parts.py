@@ -43,6 +43,11 @@ def shrink_modules(model: nn.Module, example_input: Example) -> None:
             edits.undo()
 
 
+def has_blocks(model: nn.Module) -> bool:
+    """Whether there is any block that is known."""
+    return any(True for _ in attentions(model)) or any(True for _ in mlps(model))
+
+
 @torch.no_grad()
 def resize_modules(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Give every known block as many heads and hidden channels as a smaller state_dict has, in place; their values are any."""

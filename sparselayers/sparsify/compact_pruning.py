@@ -44,8 +44,6 @@ def _prune_a_group(
 ) -> bool:
     """Prune one group of a fresh graph, as each changes the others, or refuse it; False where nothing is dead any more."""
     graph = _graph(tp, model, asked[0])
-    if not any(map(_zeros, model.modules())):
-        return False
     for root in list(graph.module2node):
         if root in refused or not isinstance(root, _ConvNd | nn.Linear):
             continue
@@ -73,11 +71,13 @@ def _prune_a_group(
     return False
 
 
-def _zeros(layer: nn.Module) -> bool:
-    """Whether a layer has a channel that it does not read, or writes as 0."""
-    if isinstance(layer, _ConvNd | nn.Linear) and not _reads(layer).all():
-        return True
-    return isinstance(layer, _ConvNd | nn.Linear | _BatchNorm) and not bool(_writes(layer).all())
+def has_dead(model: nn.Module) -> bool:
+    """Whether any layer has a channel that it does not read, or writes as 0."""
+    mixers = [layer for layer in model.modules() if isinstance(layer, _ConvNd | nn.Linear)]
+    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    return not all(bool(_reads(layer).all()) for layer in mixers) or not all(
+        bool(_writes(layer).all()) for layer in (*mixers, *norms)
+    )
 
 
 def _group(graph: Any, root: nn.Module, channels: Iterable[int]) -> Any:

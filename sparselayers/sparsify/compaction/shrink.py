@@ -42,7 +42,7 @@ class Shrinker:
             traced = trace(module, call)
         except Untraceable as error:
             self.failures.append(f"{type(module).__name__}: {error}")
-            self.closed |= module is self._model
+            self.closed |= module is self._model and not type(module).__module__.startswith("torch.nn.modules.")
             self._shrink_children(module)
             return module
         for path in traced.closed:
