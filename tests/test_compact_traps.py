@@ -310,3 +310,21 @@ def test_known_blocks_that_can_lose_nothing_are_no_error(monkeypatch) -> None:
     small = sl.compact(model, x)
     assert small.num_heads == 4
     torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-10)
+
+
+def test_a_depthwise_convolution_of_one_channel_left_is_a_plain_one() -> None:
+    def made() -> nn.Sequential:
+        last = (nn.Flatten(), nn.Linear(8 * 9, 2))
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3, groups=4), *last).double().eval()
+
+    model = made()
+    with torch.no_grad():
+        model[0].weight[1:] = 0
+        model[0].bias[1:] = 0
+        model[1].bias[2:] = 0
+        model[3].weight[:, 9:18] = 0  # one of the two outputs of the channel that is left
+    x = torch.randn(2, 1, 7, 7, dtype=torch.float64)
+    small = sl.compact(model, x)
+    assert tuple(small[1].weight.shape) == (1, 1, 3, 3)
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-10)
+    assert torch.equal(sl.load_compact(made(), small.state_dict())(x), small(x))

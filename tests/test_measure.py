@@ -191,3 +191,59 @@ def test_on_a_device() -> None:
     found = sl.compare(model, model, torch.randn(4, 512, device="cuda"), batch_sizes=(4, 64), repeats=5)
     assert all(at.median >= at.fastest > 0 for at in found.before.latencies)
     assert found.largest_difference == 0.0
+
+
+def test_recurrent_layers_are_counted() -> None:
+    found = sl.measure(nn.LSTM(8, 6), torch.randn(5, 2, 8), repeats=1)
+    assert found.flops == 2 * 5 * 2 * 4 * 6 * (8 + 6)
+
+
+class Doubled(nn.Module):
+    """Writes into what it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
+def test_the_example_is_not_written_into_and_may_need_a_gradient() -> None:
+    x = torch.ones(2, 3)
+    sl.measure(Doubled(), x, repeats=2)
+    sl.compare(Doubled(), Doubled(), x, repeats=2)
+    assert torch.equal(x, torch.ones(2, 3))
+    layer = nn.Linear(3, 3)
+    assert sl.compare(layer, layer, layer(x), repeats=1).largest_difference == 0
+
+
+class Given(nn.Module):
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> object:
+        return self.f(x)
+
+
+@dataclasses.dataclass
+class Out:
+    y: Tensor
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        (lambda x: x.argmax(-1), lambda x: x.argmin(-1), 2.0),
+        (lambda x: Out(x), lambda x: Out(2 * x), 3.0),
+        (lambda x: x * 1j, lambda x: x * (4 + 1j), 12.0),
+        (lambda x: x > 0, lambda x: x > 5, 1.0),
+    ],
+)
+def test_outputs_of_every_kind_are_compared(one, other, difference: float) -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    assert sl.compare(Given(one), Given(other), x, repeats=1).largest_difference == difference
+
+
+def test_a_buffer_that_is_part_of_another_is_counted_with_it() -> None:
+    model = nn.Identity()
+    model.register_buffer("whole", torch.ones(4, 4))
+    model.register_buffer("row", model.whole[0])
+    assert sl.measure(model, torch.ones(1, 2), repeats=1).bytes == 64

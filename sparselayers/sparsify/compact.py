@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
@@ -13,8 +14,8 @@ from .compact_parts import has_blocks, shrink_modules
 from .compact_pruning import has_dead, prune_graph
 from .compaction.selected import Selected
 from .compaction.shrink import Shrinker
-from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
-from .evaluation import Example, call, check_example
+from .compaction.trial import Inputs, agree, answers, as_inputs, questions
+from .evaluation import Example, call, check_example, fresh
 from .timing import repeated, rows_of
 
 
@@ -66,8 +67,13 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
     asked, wanted = _questions(small, example_input)
     shrink_modules(small, example_input)
     shrinker = Shrinker(small, asked[0])
+    grouped = _grouped(small)
     small = shrinker.shrunk(small, asked[0])
-    if shrinker.closed and _size(small) == _size(model) and has_dead(small):
+    if (
+        _grouped(small) < grouped
+    ):  # a depthwise convolution of one channel left is a plain one, whose outputs can go one by one
+        small = Shrinker(small, asked[0]).shrunk(small, asked[0])
+    if shrinker.closed and _size(small) == _size(model) and (has_dead(small) or not has_blocks(small)):
         _prune(small, example_input, shrinker.failures[0])
     if not _agrees(small, asked, wanted) and not _agrees_in_double(model, small, asked):
         raise ValueError(
@@ -133,6 +139,10 @@ def _questions(model: nn.Module, example_input: Example) -> tuple[list[Inputs], 
 
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def _grouped(model: nn.Module) -> int:
+    return sum(isinstance(layer, _ConvNd) and layer.groups > 1 for layer in model.modules())
 
 
 def _prune(model: nn.Module, example_input: Example, failure: str) -> None:

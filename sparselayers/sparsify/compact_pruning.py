@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
-from .evaluation import Example, check_example
+from .compaction.trial import Inputs, agree, answers, as_inputs, questions
+from .evaluation import Example, check_example, fresh
 
 REMEDY = "python -m pip install 'sparselayers[prune]'"
 

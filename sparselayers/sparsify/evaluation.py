@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Example = Tensor | tuple | Mapping[str, object]
 
@@ -37,3 +41,24 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def fresh(inputs: Any) -> Any:
+    """A copy of any structure of inputs that a model may write into; what is one tensor in it stays one."""
+    made: dict[int, Tensor] = {}
+
+    def plain(x: Tensor) -> Tensor:
+        return x if x.grad_fn is None else made.setdefault(id(x), x.detach())
+
+    return copy.deepcopy(tree_map_only(Tensor, plain, inputs))
+
+
+def tensors(output: object) -> list[Tensor]:
+    """Every tensor in an output, in its dataclasses too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(dict(output) if isinstance(output, Mapping) else output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors([getattr(leaf, f.name) for f in fields(leaf)])
+    return found

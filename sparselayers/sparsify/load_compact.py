@@ -97,7 +97,7 @@ def _sizes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
         if module.groups == 1:
             return {"out_channels": weight[0], "in_channels": weight[1]} if weight else {}
         if module.groups == module.in_channels and weight:
-            inputs = weight[0] * module.in_channels // module.out_channels
+            inputs = max(weight[0] * module.in_channels // module.out_channels, 1)
             return {"out_channels": weight[0], "in_channels": inputs, "groups": inputs}
         return {} if module.groups == module.in_channels else None
     if isinstance(module, _NormBase):

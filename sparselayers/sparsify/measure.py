@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 
 from ..ops import checks
 from ..ops.kernels.switch import kernels
-from .evaluation import Example, call, check_example, evaluating
-from .timing import Latency, plain, rows_of, timed
+from .compaction.channels import wide
+from .evaluation import Example, call, check_example, evaluating, fresh, tensors
+from .timing import Latency, rows_of, timed
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,10 @@ def _check(
 
 def _measurement(model: nn.Module, example_input: Example, latencies: tuple[Latency, ...]) -> Measurement:
     parameters = list(model.parameters())
-    held = {x.data_ptr(): x.numel() * x.element_size() for x in model.state_dict().values() if isinstance(x, Tensor)}
+    held: dict[int, int] = {}
+    for x in model.state_dict().values():
+        if isinstance(x, Tensor):
+            held[x.data_ptr()] = max(x.numel() * x.element_size(), held.get(x.data_ptr(), 0))
     return Measurement(
         sum(p.numel() for p in parameters),
         sum(int(torch.count_nonzero(p.detach())) for p in parameters),
@@ -165,17 +167,19 @@ def _measurement(model: nn.Module, example_input: Example, latencies: tuple[Late
 
 
 def _flops(model: nn.Module, example_input: Example) -> int:
-    """Counted operation by operation. Fused attention counts as what it stands for, so it is taken apart here."""
+    """Counted operation by operation. Fused attention and recurrent layers count as what they stand for: taken apart here."""
     from torch.utils.flop_counter import FlopCounterMode  # it imports triton, where there is one
 
-    fused = torch.backends.mha.get_fastpath_enabled()
+    fused, one = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()  # type: ignore[attr-defined]
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)  # type: ignore[attr-defined]  # backends.mkldnn.flags warns of TF32
     try:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), evaluating(model), kernels(False), sdpa_kernel(SDPBackend.MATH), counter:
-            call(model, copy.deepcopy(example_input))
+            call(model, fresh(example_input))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        torch._C._set_mkldnn_enabled(one)  # type: ignore[attr-defined]
     return counter.get_total_flops()
 
 
@@ -183,13 +187,12 @@ def _difference(before: nn.Module, after: nn.Module, example_input: Example) -> 
     outputs = []
     for model in (before, after):
         with torch.inference_mode(), evaluating(model):
-            leaves = tree_leaves(plain(call(model, copy.deepcopy(example_input))))
-        outputs.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+            outputs.append([wide(x) for x in tensors(call(model, fresh(example_input)))])
     shapes = [[tuple(x.shape) for x in leaves] for leaves in outputs]
     if shapes[0] != shapes[1]:
         raise ValueError(f"outputs must have equal shapes to be compared, got {shapes[0]} before and {shapes[1]} after")
     pairs = list(zip(*outputs, strict=True))
-    difference = max((_largest(one.double() - other.double()) for one, other in pairs), default=0.0)
+    difference = max((_largest(one - other) for one, other in pairs), default=0.0)
     return difference, max((_largest(one) for one, _ in pairs), default=0.0)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .evaluation import Example, call, evaluating
+from .evaluation import Example, call, evaluating, fresh
 
 WARMUP = 3
 
@@ -32,7 +32,7 @@ def timed(
     """Latencies of each model: the models in turns, so that what else the machine does falls on all alike."""
     found: list[list[Latency]] = [[] for _ in models]
     for size in sizes:
-        batch = repeated(example_input, size)
+        batch = fresh(repeated(example_input, size))  # the model may write into it
         times: list[list[float]] = [[] for _ in models]
         with torch.inference_mode(), evaluating(*models):
             for turn in range(WARMUP + repeats):

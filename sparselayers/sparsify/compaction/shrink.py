@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..evaluation import fresh
 from .cutting import cut
 from .flow import Flow
 from .liveness import live
 from .replay import replay
 from .rewriting import modes, rewritten
 from .trace import Traced, Untraceable, in_training, readers, trace
-from .trial import Inputs, agree, answers, fresh
+from .trial import Inputs, agree, answers
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

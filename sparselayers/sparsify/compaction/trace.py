@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .trial import Inputs, agree, fresh, tensors
+from ..evaluation import fresh, tensors
+from .trial import Inputs, agree
 
 VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
-from ..evaluation import Example, evaluating
+from ..evaluation import Example, evaluating, fresh, tensors
 
 Inputs = tuple[tuple, dict[str, Any]]
 
@@ -122,27 +120,6 @@ def answers(block: nn.Module, question: Inputs) -> list[Tensor] | None:
         except Exception:  # whatever a block of unknown ways says, it does not fit
             return None
     return tensors(output)
-
-
-def fresh(inputs: Any) -> Any:
-    """A copy of any structure of inputs that a model may write into; what is one tensor in it stays one."""
-    made: dict[int, Tensor] = {}
-
-    def plain(x: Tensor) -> Tensor:
-        return x if x.grad_fn is None else made.setdefault(id(x), x.detach())
-
-    return copy.deepcopy(tree_map_only(Tensor, plain, inputs))
-
-
-def tensors(output: object) -> list[Tensor]:
-    """Every tensor in an output, in its dataclasses too."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors([getattr(leaf, f.name) for f in fields(leaf)])
-    return found
 
 
 def first(found: list[Tensor] | None) -> list[Tensor] | None:
