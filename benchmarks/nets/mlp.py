@@ -38,7 +38,7 @@ PENALTIES: dict[str, tuple[sl.Penalty, tuple[float, ...]]] = {
 }
 OURS = "ours"
 OUR_PENALTY, OUR_STRENGTHS, KEPT = sl.SparseGroup(ratio=0.8, sqrt_size=True), (3e-4, 5e-4, 8e-4), 0.4
-EPOCHS = {"MNIST": (10, 30), "Covertype": (10, 30), "SDD": (60, 180)}  # of the rows, and of ours
+EPOCHS = {"MNIST": (6, 24), "Covertype": (5, 15), "SDD": (60, 120)}  # of the rows, and of ours
 BATCH, LR, FREEZE = 256, 4e-3, 0.4
 # A weight stays at 0 while the mean of its gradients is below lam: over ten steps that mean is mostly noise.
 BETAS = (0.98, 0.999)
