@@ -13,7 +13,8 @@ import sparselayers as sl
 from sparselayers.ops.diagonal import Diagonal
 from sparselayers.prox import Penalty
 from sparselayers.sparsify.groups import cut_model
-from sparselayers.sparsify.multitensor import Weighted, prox_
+from sparselayers.sparsify.metric import Rate
+from sparselayers.sparsify.multitensor import prox_
 
 LR, LAM = 0.1, 5e-4
 OF_FOREACH = {"Exclusive prox": 0.5, "L1 prox in Adam's metric": 0.5, "GroupL2 prox in Adam's metric": 0.5}
@@ -68,12 +69,10 @@ def against_adamw(options: argparse.Namespace, model: nn.Module, weights: Weight
 
 def step_in_metric(model: nn.Module, penalty: Penalty) -> Callable[[], None]:
     """The prox in the metric (sqrt(v) + eps) / lr of an Adam whose second moments v spread over four decades."""
-    parameters, blocks = dict(model.named_parameters()), []
-    for block in cut_model(model, "output", None):
-        parameter = parameters[block[0].name].detach()
-        held = Diagonal(block[0].cut(10 ** (4 * torch.rand_like(parameter) - 8)), 1 / LR, 1e-8 / LR, 0.0)
-        blocks.append(Weighted(block, (block[0].cut(parameter),), LAM, (held,)))
-    return lambda: prox_(penalty, blocks)
+    parameters, blocks = dict(model.named_parameters()), cut_model(model, "output", None)
+    seconds = {name: 10 ** (4 * torch.rand_like(parameter) - 8) for name, parameter in parameters.items()}
+    rates = {name: Rate(1.0, Diagonal(second, 1 / LR, 1e-8 / LR, 0.0)) for name, second in seconds.items()}
+    return lambda: prox_(penalty, blocks, parameters, rates, LAM)
 
 
 def against_pat(options: argparse.Namespace, model: nn.Module, weights: Weights) -> list[Row]:

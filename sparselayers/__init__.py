@@ -47,8 +47,10 @@ from .prox import (
     TransformedL1,
 )
 from .schedules import Constant, Homotopy
+from .sparsify.compact import compact
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
+from .sparsify.measure import Comparison, Measurement, compare, measure
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
@@ -75,6 +77,7 @@ __all__ = [
     "L1",
     "LISTA",
     "Box",
+    "Comparison",
     "Constant",
     "ConvFISTA",
     "ConvISTA",
@@ -93,6 +96,7 @@ __all__ = [
     "LamSchedule",
     "LInf",
     "LatentGroupL2",
+    "Measurement",
     "MultiheadAttention",
     "Nonnegative",
     "NonnegativeL1",
@@ -114,9 +118,12 @@ __all__ = [
     "SparsityReport",
     "SupportSelection",
     "UnitNorm",
+    "compact",
+    "compare",
     "functional",
     "kernels",
     "lam_path",
+    "measure",
     "restore_attention",
     "sparsity_report",
     "swap_attention",

@@ -35,7 +35,7 @@ EXTRAS = (
         "sparselayers.integrations.transformers",
         "pip install 'sparselayers[transformers]'",
     ),
-    ("torch_pruning", "torch-pruning", "its integration: not in this version", ""),
+    ("torch_pruning", "torch-pruning", "compact() where torch.fx cannot follow", "pip install 'sparselayers[prune]'"),
 )
 
 
@@ -92,6 +92,7 @@ def _operators() -> list[Check]:
         _try("scale-free", "attention is the same after a scale and a shift", _scale_free),
         _try("weights", "a group lasso step removes the small row only", _weights),
         _try("groups", "an attention head goes whole; overlapping groups go by unions", _groups),
+        _try("compact", "a smaller model has the same outputs", _compact),
     ]
 
 
@@ -176,6 +177,15 @@ def _groups() -> bool:
     alive = attention.out_proj.weight.any(0).tolist()
     path = sl.LatentGroupL2(((0, 1), (1, 2), (2, 3))).prox(torch.tensor([3.0, 4.0, 0.1, 0.2]), 1.0)
     return alive == [True, True, False, False] and torch.allclose(path, torch.tensor([2.4, 3.2, 0.0, 0.0]))
+
+
+def _compact() -> bool:
+    first = torch.nn.Linear(3, 4)
+    first.weight.data[1:3].zero_()
+    model, x = torch.nn.Sequential(first, torch.nn.Tanh(), torch.nn.Linear(4, 2)), torch.eye(3)
+    small = sl.compact(model, x)
+    shapes = [tuple(p.shape) for p in small.parameters()]
+    return shapes == [(2, 3), (2,), (2, 2), (2,)] and torch.allclose(small(x), model(x), atol=1e-6)
 
 
 def _kernels(device: Literal["cpu", "cuda"]) -> Check:

@@ -34,18 +34,21 @@ class Net(nn.Module):
         return self.attention(y, y, y)[0] * 1
 
 
-def compare(groups: str | Callable, before: bool, world: int) -> None:
+def compare(groups: str | Callable, before: bool, world: int, metric: str | None) -> None:
     whole, model = Net(), Net()
-    args = (sl.GroupL2(), 1.2, groups)
+    args = (sl.GroupL2(), 1.2 if metric is None else 0.01, groups)
     twin, regularizer = sl.Regularizer(whole, *args), sl.Regularizer(model, *args)
     fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     if not before:
         regularizer = sl.Regularizer(model, *args)
     assert str(regularizer.summary()) == str(twin.summary())
     both = ((model, regularizer), (whole, twin))
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m, _ in both]
+    if metric is None:
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m, _ in both]
+    else:
+        optimizers = [torch.optim.Adam(m.parameters(), lr=0.1) for m, _ in both]
     for (_, r), optimizer in zip(both, optimizers, strict=True):
-        r.attach(optimizer)
+        r.attach(optimizer, metric=metric)
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     held = []
     for step in range(4):
@@ -58,7 +61,7 @@ def compare(groups: str | Callable, before: bool, world: int) -> None:
             torch.testing.assert_close(regularizer.lam_max(), twin.lam_max())
             held = [r.freeze() for _, r in both]
     for (name, p), q in zip(model.named_parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(p.full_tensor(), q, msg=lambda text, at=(groups, name): f"{at}: {text}")
+        torch.testing.assert_close(p.full_tensor(), q, msg=lambda text, at=(groups, metric, name): f"{at}: {text}")
     zeros = torch.cat([whole.get_parameter(name).detach().flatten() == 0 for name in twin.names])
     assert zeros.any() or groups not in ("output", "element")
     assert not zeros.all()
@@ -95,7 +98,9 @@ def work(rank: int, world: int, file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     for groups in GROUPS:
         for before in (True, False):
-            compare(groups, before, world)
+            compare(groups, before, world, None)
+            if groups in ("output", "input", "neuron"):  # by rows, gathered, and several parameters
+                compare(groups, before, world, "optimizer")
             compare_split(groups, before, world)
     dist.destroy_process_group()
 

@@ -22,7 +22,7 @@ def test_a_healthy_machine(capsys):
 
 def test_core_checks_pass():
     core = [check for check in doctor.diagnose(fast=True) if check.core]
-    names = ("waterline", "prox", "codes", "lasso", "attention", "scale-free", "weights", "groups")
+    names = ("waterline", "prox", "codes", "lasso", "attention", "scale-free", "weights", "groups", "compact")
     assert {check.name for check in core} == set(names)
     assert {check.state for check in core} == {"ok"}
 
@@ -47,9 +47,7 @@ def test_what_is_missing_comes_with_its_remedy(monkeypatch):
     assert states["tqdm"].remedy == "pip install 'sparselayers[demo]'"
     assert states["scipy"].remedy == "pip install scipy"
     assert states["numba"].remedy == "pip install 'sparselayers[fast]'"
-    # What this version cannot use is not advertised.
-    assert states["torch-pruning"].state == "info"
-    assert not states["torch-pruning"].remedy
+    assert states["torch-pruning"].remedy == "pip install 'sparselayers[prune]'"
 
 
 def test_kernels_that_are_off_missing_or_wrong(monkeypatch):

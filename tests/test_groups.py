@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sparselayers as sl
+from sparselayers.sparsify.named import named
 
 GL = sl.GroupL2()
 LAM, LR = 0.7, 0.5
@@ -584,3 +585,42 @@ WRONG = [
 def test_bad_input(call: Callable, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_parameter_that_is_replaced_is_found_by_its_name() -> None:
+    """By a new parameter, a new module, another dtype; what is gone is named, and a wrapper may name things otherwise."""
+    model = network()
+    regularizer = sl.Regularizer(model, GL, 50.0)
+    model[0].weight = nn.Parameter(torch.ones_like(model[0].weight))
+    model[3] = nn.Linear(8, 3)
+    regularizer.step(lr=1.0)
+    assert not model[0].weight.any()
+    assert not model[3].weight.any()
+    model[0].weight.data = torch.ones(8, 5)
+    model.bfloat16()
+    regularizer.step(lr=1.0)
+    assert not model[0].weight.any()
+    del model[3].weight
+    with pytest.raises(ValueError, match=r"has no parameter 3.weight any more.*make the regularizer anew"):
+        regularizer.step(lr=1.0)
+    model[3].register_parameter("weight", None)
+    with pytest.raises(ValueError, match=r"has no parameter 3.weight any more"):
+        regularizer.step(lr=1.0)
+
+
+class Renamed(nn.Module):
+    """As wrappers for checkpointing do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self._wrapped = inner
+
+    def named_parameters(self, *args, **kwargs):
+        for name, p in super().named_parameters(*args, **kwargs):
+            yield name.replace("_wrapped.", ""), p
+
+
+def test_a_wrapper_may_name_its_parameters_otherwise() -> None:
+    model = Renamed(nn.Sequential(nn.Linear(3, 2)))
+    found = named(model, ["0.weight"])
+    assert found["0.weight"] is model._wrapped[0].weight

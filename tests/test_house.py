@@ -46,9 +46,12 @@ HEAVY = {"scipy", "matplotlib", "entmax", "numba", "triton", "transformers", "sk
 MOST_LINES = 320
 
 # Results and the abstract base are documented by what makes them; an operator without a paper has no source to cite.
-NOT_OPERATORS = {"LassoResult", "Penalty", "SparsityReport", "SimplexResult", "TargetResult", "Thresholded"}
+NOT_OPERATORS = {
+    "Comparison", "LassoResult", "Measurement", "Penalty", "SparsityReport", "SimplexResult", "TargetResult", "Thresholded",
+}  # fmt: skip
 NO_PAPER = {
-    "Box", "Constant", "Grouped", "Nonnegative", "kernels", "restore_attention", "sparsity_report", "swap_attention",
+    "Box", "Constant", "compact", "Grouped", "Nonnegative", "compare", "kernels", "measure", "restore_attention", "sparsity_report",
+    "swap_attention",
 }  # fmt: skip
 
 

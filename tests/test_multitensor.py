@@ -12,7 +12,8 @@ import sparselayers as sl
 from sparselayers.ops.diagonal import Diagonal
 from sparselayers.ops.kernels.weights import compete_, shrink_
 from sparselayers.sparsify.groups import cut_model
-from sparselayers.sparsify.multitensor import SMALL, Weighted, prox_
+from sparselayers.sparsify.metric import Rate
+from sparselayers.sparsify.multitensor import SMALL, prox_
 
 pytest.importorskip("numba")
 
@@ -150,16 +151,18 @@ def test_every_layout_and_metric(penalty: sl.Penalty, layer: str, groups: str, d
     parameters = dict(model.named_parameters())
     views = tuple(part.cut(parameters[part.name]) for part in block)
     states = [torch.rand_like(parameters[part.name]) * 1e-2 for part in block]
-    held = tuple(Diagonal(part.cut(s), 1.0, 0.01, 0.02) for part, s in zip(block, states, strict=True))
-    for metric in (None, held):
+    diagonals = [Diagonal(s, 1.0, 0.01, 0.02) for s in states]
+    held = [d.over(part.cut(d.second)) for part, d in zip(block, diagonals, strict=True)]
+    for metric in (None, diagonals):
+        rates = {part.name: Rate(0.004, d) for part, d in zip(block, metric or [None] * len(block), strict=True)}
         old = {name: p.clone() for name, p in parameters.items()}
         skip, go = torch.tensor(True), torch.tensor(False)
-        prox_(penalty, [Weighted(block, views, 0.004, metric)], skip)
+        prox_(penalty, [block], parameters, rates, 1.0, skip)
         assert all(torch.equal(p, old[name]) for name, p in parameters.items())
         rows = torch.cat([part.rows(part.cut(old[part.name])) for part in block], 1)
         d = None if metric is None else torch.cat([p.rows(h.whole()) for p, h in zip(block, held, strict=True)], 1)
         exact = plain(penalty, rows, 0.004, d)
-        prox_(penalty, [Weighted(block, views, 0.004, metric)], go)
+        prox_(penalty, [block], parameters, rates, 1.0, go)
         found = torch.cat([part.rows(view) for part, view in zip(block, views, strict=True)], 1)
         if dtype == torch.bfloat16:
             torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-4)

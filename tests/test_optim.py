@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
 
 import cvxpy as cp
@@ -362,9 +364,108 @@ def test_a_deep_copy_of_model_and_optimizer_belongs_together(kind: type) -> None
     assert copied.regularizers[0].model is other
     assert not other[0].weight.any()
     assert bits(model) == before
-    assert len(copied._optimizer_step_post_hooks) == 1
+    n_hooks = len(optimizer._optimizer_step_post_hooks)
+    assert len(copied._optimizer_step_post_hooks) == n_hooks
     copied.load_state_dict(copied.state_dict())
-    assert len(copied._optimizer_step_post_hooks) == 1
+    assert len(copied._optimizer_step_post_hooks) == n_hooks
+
+
+@pytest.mark.parametrize("groups", ["output", "input", "neuron", "element", "bias", "tensor", "head", "kernel"])
+@pytest.mark.parametrize("kind", [sl.ProxSGD, sl.ProxAdamW])
+def test_a_pickle_of_model_and_optimizer_belongs_together(kind: type, groups: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Conv2d(2, 4, 3, groups=2), nn.MultiheadAttention(4, 2), nn.Linear(4, 3)])
+    regularizer = sl.Regularizer(model, sl.GroupL2(), sl.LamSchedule(0.5, warmup=3), groups)
+    optimizer = kind(model.parameters(), lr=0.05, regularizer=regularizer)
+    model[2].weight.data[1] = 0
+    held = regularizer.freeze()
+
+    def step(m: nn.Module, o: Optimizer) -> None:
+        for p in m.parameters():
+            p.grad = torch.full_like(p, 0.1)
+        o.step()
+
+    step(model, optimizer)
+    file = io.BytesIO()
+    torch.save((model, optimizer), file)
+    file.seek(0)
+    other, copied = torch.load(file, weights_only=False)
+    twin = copied.regularizers[0]
+    assert twin.model is other
+    assert twin.lam == regularizer.lam
+    assert twin.frozen.active
+    before = bits(other)
+    step(model, optimizer)
+    assert bits(other) == before, "each has weights of its own"
+    step(other, copied)
+    assert bits(other) == bits(model)
+    held.remove()
+    assert not pickle.loads(pickle.dumps((model, regularizer)))[1].frozen.active
+    twin.frozen.remove()
+    assert list(regularizer.state_dict()) == list(twin.state_dict())
+
+
+def test_a_pickle_of_what_attach_takes() -> None:
+    """The regularizer alone, with rules and a function of the user's; its hook stays with the optimizer, by torch's rule."""
+    regularizer = sl.Regularizer(network(), sl.Grouped(sl.L1(), 1), 0.1, _columns, include="*.weight")
+    twin = pickle.loads(pickle.dumps(regularizer))
+    assert str(twin.summary()) == str(regularizer.summary())
+    for r in (regularizer, twin):
+        r.step(lr=1.0)
+    assert bits(twin.model) == bits(regularizer.model)
+
+
+def _columns(name: str, p: nn.Parameter) -> Tensor:
+    return p.T
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_a_first_step_that_is_skipped_leaves_no_garbage_in_the_momentum(
+    dampening: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's fused SGD makes the momentum by empty_like and then does nothing."""
+    real = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: real(x, **options).fill_(torch.nan))
+    model = network()
+    regularizer = sl.Regularizer(model, sl.GroupL2(), 0.01)
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": dampening, "fused": True}
+    optimizer = sl.ProxSGD(model.parameters(), regularizer=regularizer, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    before = bits(model)
+    for factor in (torch.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model) * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if factor != 1:
+            assert bits(model) == before
+            assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert bits(model) != before
+
+
+@pytest.mark.parametrize("flags", [{"foreach": False}, {"fused": True}], ids=["loop", "fused"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("kind", [SGD, sl.ProxSGD, Adam, sl.ProxAdamW])
+def test_lr_as_a_tensor(kind: type, shape: tuple, flags: dict[str, bool]) -> None:
+    """As for a graph that is captured: lr, and in a fused Adam the count of steps, are tensors."""
+    found = []
+    for lr in (0.05, torch.tensor(0.05, dtype=torch.float64).reshape(shape)):
+        model = network()
+        regularizer = sl.Regularizer(model, sl.GroupL2(), 0.3, groups="neuron" if kind is Adam else "output")
+        options = {"momentum": 0.9} if issubclass(kind, SGD) else {}
+        if kind in (SGD, Adam):
+            optimizer = kind(model.parameters(), lr=lr, **options, **flags)
+            regularizer.attach(optimizer, metric="optimizer" if kind is Adam else None)
+        else:
+            optimizer = kind(model.parameters(), lr=lr, regularizer=regularizer, **options, **flags)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+        found.append(model.state_dict())
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 def test_at_lr_zero_momentum_takes_no_pull() -> None:

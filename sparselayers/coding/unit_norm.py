@@ -73,7 +73,9 @@ def unit_norm(module: Module, name: str = "dictionary", dim: int | None = None) 
     Args:
         module: a coding layer, or any module with a tensor called `name`.
         name: the parameter or buffer.
-        dim: the axis that numbers the atoms; None is the last of a matrix and the first of a convolution's filters.
+        dim: the axis that numbers the atoms; None is the last of a matrix (n_features, n_atoms), so its columns have unit
+            norm, also those of an nn.Linear's weight (out, in) as it decodes a code; its rows are dim=0. For a
+            convolution's filters None is the first.
 
     Returns: the module itself, changed in place.
 

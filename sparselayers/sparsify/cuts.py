@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ class Part(NamedTuple):
 
     def rows(self, view: Tensor) -> Tensor:
         """The view as a matrix (n_groups, group_size); a copy where its layout has it so."""
-        return view.reshape(math.prod(view.shape[: self.lead]), math.prod(view.shape[self.lead :]))
+        return as_rows(view, self.lead)
+
+
+def as_rows(view: Tensor, lead: int) -> Tensor:
+    return view.reshape(math.prod(view.shape[:lead]), math.prod(view.shape[lead:]))
 
 
 Block = tuple[
@@ -34,12 +39,35 @@ Block = tuple[
 ]  # parts whose rows belong together: one part, a neuron's weight, bias and norm, a head's projections
 
 
+# The cuts are functions by name, not lambdas, so that what holds them can be pickled.
+
+
+def as_it_is(p: Tensor) -> Tensor:
+    return p
+
+
+def one_row(p: Tensor) -> Tensor:
+    return p.unsqueeze(0)
+
+
+def each_entry(p: Tensor) -> Tensor:
+    return p.unsqueeze(-1)
+
+
+def columns(p: Tensor) -> Tensor:
+    return p.transpose(0, 1)
+
+
+def columns_of_groups(n: int, p: Tensor) -> Tensor:
+    return p.unflatten(0, (n, p.shape[0] // n)).transpose(1, 2)
+
+
 def named_part(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Part:
     """The cut that a name such as "output" stands for; ValueError where it does not fit the parameter."""
     if groups == "tensor":
-        return Part(name, lambda p: p.unsqueeze(0))
+        return Part(name, one_row)
     if groups == "element":
-        return Part(name, lambda p: p.unsqueeze(-1), parameter.ndim, by_rows=parameter.ndim > 0)
+        return Part(name, each_entry, parameter.ndim, by_rows=parameter.ndim > 0)
     if parameter.ndim == 0:
         raise ValueError(f'groups="{groups}" takes vectors and matrices, got the scalar {name!r}; use "element"')
     if groups == "bias" and parameter.ndim > 1:
@@ -49,7 +77,7 @@ def named_part(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module
             f'groups="{groups}" takes convolution weights, got {name!r} of shape {tuple(parameter.shape)}; use "output"'
         )
     if groups == "kernel":
-        return Part(name, lambda p: p, 2, by_rows=True)
+        return Part(name, as_it_is, 2, by_rows=True)
     if groups == "outgoing":
         return along("output" if parameter.ndim == 1 else "input", name, parameter, owner)
     return along("input" if groups == "input" else "output", name, parameter, owner)
@@ -69,13 +97,13 @@ def along(side: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Pa
         return entries(name)
     first = "input" if isinstance(owner, _ConvTransposeNd) else "output"
     if side == first:
-        return Part(name, lambda p: p, by_rows=True)
+        return Part(name, as_it_is, by_rows=True)
     n_groups = owner.groups if isinstance(owner, _ConvNd) else 1
     if n_groups == 1:
-        return Part(name, lambda p: p.transpose(0, 1))
-    return Part(name, lambda p: p.unflatten(0, (n_groups, p.shape[0] // n_groups)).transpose(1, 2), 2)
+        return Part(name, columns)
+    return Part(name, partial(columns_of_groups, n_groups), 2)
 
 
 def entries(name: str) -> Part:
     """Each entry of a vector."""
-    return Part(name, lambda p: p.unsqueeze(-1), by_rows=True)
+    return Part(name, each_entry, by_rows=True)

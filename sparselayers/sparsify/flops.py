@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-Example = Tensor | tuple | Mapping[str, object]
+from .evaluation import Example, call, check_example, evaluating
 
 
 @torch.no_grad()
@@ -20,11 +19,7 @@ def uses(model: nn.Module, example_input: Example) -> Counter[int]:
     A convolution multiplies by an entry once for every place of the output (of the input where it is transposed), its
     padding included. Modules run in evaluation mode, so that no statistics move, and get their own mode back.
     """
-    if not isinstance(example_input, Tensor | tuple | Mapping):
-        raise TypeError(
-            "example_input must be a tensor, a tuple of arguments or a dict of named ones, "
-            f"got {type(example_input).__name__}"
-        )
+    check_example(example_input)
     counts: Counter[int] = Counter()
 
     def count(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -34,17 +29,12 @@ def uses(model: nn.Module, example_input: Example) -> Counter[int]:
             seen, width = inputs[0], layer.in_channels
         counts[id(layer.weight)] += seen.numel() // max(cast(int, width), 1)
 
-    modes = {module: module.training for module in model.modules()}
-    hooks = [module.register_forward_hook(count) for module in modes if isinstance(module, nn.Linear | _ConvNd)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | _ConvNd)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
-        model.eval()
-        if isinstance(example_input, Mapping):
-            model(**example_input)
-        else:
-            model(*(example_input if isinstance(example_input, tuple) else (example_input,)))
+        with evaluating(model):
+            call(model, example_input)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return counts

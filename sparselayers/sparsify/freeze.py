@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 
 import torch
@@ -17,7 +16,7 @@ class Freeze:
     """Holds entries of a model's parameters at zero after every step of any optimizer, until `remove()`.
 
     What an optimizer keeps for such an entry (momentum, averages) becomes zero too. The model is named, not kept alive;
-    a deep copy together with the model holds the copied model.
+    a deep copy, or a pickle, together with the model holds the copied model.
 
     Attributes:
         zeros: parameter name -> boolean tensor, True where the entry is held at zero.
@@ -62,15 +61,17 @@ class Freeze:
         self.zeros[name] = shard_like(self.zeros[name], parameter)
         return local(self.zeros[name])
 
-    def __deepcopy__(self, memo: dict) -> Freeze:
-        model = self._model()
-        twin = object.__new__(Freeze)
-        memo[id(self)] = twin
-        if model is None or not self.active:
-            twin.__dict__.update(self.__dict__)
-        else:
-            twin.__init__(copy.deepcopy(model, memo), copy.deepcopy(self.zeros, memo))  # type: ignore[misc]
-        return twin
+    def __reduce__(self) -> tuple:
+        return _restored, (self._model(), self.zeros, self.active)
+
+
+def _restored(model: nn.Module | None, zeros: dict[str, Tensor], active: bool) -> Freeze:
+    """A copy, of the copied model."""
+    twin = Freeze(nn.Module() if model is None else model, zeros if active else {})
+    if not active:
+        twin.zeros = zeros
+        twin.remove()
+    return twin
 
 
 def zeros_of(parameters: dict[str, nn.Parameter], names: list[str]) -> dict[str, Tensor]:

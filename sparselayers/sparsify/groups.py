@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
 
-from .cuts import Block, Part, named_part
+from .cuts import Block, Cut, Part, named_part
 from .heads import Heads, head_blocks
 from .neuron import neuron
 from .rules import EXCLUDED, Rules, check_rules, owners_of, reasons
@@ -106,7 +107,4 @@ def _by_callable(groups: Callable[[str, nn.Parameter], Tensor | None], name: str
             "cannot write it twice; leave out expand, or use sl.LatentGroupL2 for groups that overlap"
         )
 
-    def cut(p: Tensor) -> Tensor:
-        return cast(Tensor, groups(name, cast(nn.Parameter, p)))
-
-    return (Part(name, cut),)
+    return (Part(name, cast(Cut, partial(groups, name))),)

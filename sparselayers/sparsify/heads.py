@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..ops import checks
 from .cuts import Block, Part
@@ -103,12 +104,12 @@ def head_blocks(model: nn.Module, parameters: dict[str, nn.Parameter], heads: He
         layout = next((known for known in LAYOUTS if _has(path, known, parameters)), None)
         if layout is not None:
             holder = module.get_submodule(layout.rows[0].rpartition(".")[0]) if layout.rows else module
-            n_heads = _count(holder, KEY_HEADS) or _count(holder, HEADS)
+            n_heads = head_count(holder, KEY_HEADS) or head_count(holder, HEADS)
             if n_heads:
                 yield _block(path, layout, n_heads, parameters)
 
 
-def _count(module: nn.Module, names: tuple[str, ...]) -> int | None:
+def head_count(module: nn.Module, names: tuple[str, ...]) -> int | None:
     for holder in (module, getattr(module, "config", None)):
         for name in names:
             found = getattr(holder, name, None)
@@ -144,13 +145,19 @@ def _block(path: str, layout: Layout, n: int, parameters: dict[str, nn.Parameter
     packed = [name for given in layout.packed for name in _resolve(path, given, parameters)]
     columns = [_resolve(path, given, parameters)[0] for given in layout.columns]
     return (
-        *(Part(divided(name, 0, n), lambda p: p.unflatten(0, (n, p.shape[0] // n))) for name in rows),
-        *(
-            Part(divided(name, 0, 3 * n), lambda p: p.unflatten(0, (3, n, p.shape[0] // (3 * n))).transpose(0, 1))
-            for name in packed
-        ),
-        *(
-            Part(divided(name, 1, n), lambda p: p.unflatten(1, (n, p.shape[1] // n)).transpose(0, 1))
-            for name in columns
-        ),
+        *(Part(divided(name, 0, n), partial(_rows_of_heads, n)) for name in rows),
+        *(Part(divided(name, 0, 3 * n), partial(_packed_rows_of_heads, n)) for name in packed),
+        *(Part(divided(name, 1, n), partial(_columns_of_heads, n)) for name in columns),
     )
+
+
+def _rows_of_heads(n: int, p: Tensor) -> Tensor:
+    return p.unflatten(0, (n, p.shape[0] // n))
+
+
+def _packed_rows_of_heads(n: int, p: Tensor) -> Tensor:
+    return p.unflatten(0, (3, n, p.shape[0] // (3 * n))).transpose(0, 1)
+
+
+def _columns_of_heads(n: int, p: Tensor) -> Tensor:
+    return p.unflatten(1, (n, p.shape[1] // n)).transpose(0, 1)

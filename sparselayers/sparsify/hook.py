@@ -1,17 +1,15 @@
-"""The prox step after an optimizer's step: in the geometry of that step, and not at all where it was skipped."""
+"""What comes after an optimizer's step: the prox, in the geometry of that step, and nothing at all where it was skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .groups import Block, Part
-from .metric import Rate, Rates, per_lr
-from .multitensor import Metric, Weighted
+from .metric import Rates
 
 if TYPE_CHECKING:
     from .regularizer import Regularizer
@@ -43,43 +41,32 @@ class ProxHook:
         self.regularizer._advance()
 
 
+class FirstMomentum:
+    """Mends torch's fused SGD: a first step that GradScaler skips leaves its momentum in memory that nobody has set.
+
+    Such a momentum becomes zero. (With dampening the next step is then dampened, as a first one is not.)
+    """
+
+    def __init__(self) -> None:
+        self.new: list[Tensor] = []
+
+    def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        scaled = getattr(optimizer, "found_inf", None) is not None
+        params = [p for group in optimizer.param_groups for p in group["params"]] if scaled else []
+        self.new = [p for p in params if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        for p in self.new:
+            momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.masked_fill_(optimizer.found_inf > 0, 0)  # type: ignore[attr-defined]
+        self.new = []
+
+
 def _add_pull(momentum: Tensor, shift: Tensor, lr: float | Tensor) -> None:
     """momentum += shift / lr; at lr = 0 nothing was pulled, a constraint apart."""
     if isinstance(lr, Tensor):
         momentum.add_(torch.where(lr > 0, shift / lr, 0))
     elif lr:
         momentum.add_(shift, alpha=1 / lr)
-
-
-def weigh(
-    block: Block, tensors: Mapping[str, Tensor], rates: Mapping[str, Rate], lam: float | Tensor
-) -> Weighted | None:
-    """The views of a block with t = lr lam and the metric D; parts with different lr are one prox, t = lam in D / lr.
-
-    A part without a rate stays as it is.
-    """
-    live = [(part, rates[part.name]) for part in block if part.name in rates]
-    if not _alike(live):  # a part that does not move has no metric
-        live = [(part, rate) for part, rate in live if isinstance(rate.lr, Tensor) or rate.lr != 0]
-    if not live:
-        return None
-    parts = tuple(part for part, _ in live)
-    views = tuple(part.cut(tensors[part.name]) for part in parts)
-    if not _alike(live):
-        return Weighted(parts, views, lam, tuple(_cut(part, per_lr(rate)) for part, rate in live))
-    t = live[0][1].lr * lam
-    if all(rate.metric is None for _, rate in live):
-        return Weighted(parts, views, t)
-    return Weighted(
-        parts, views, t, tuple(_cut(part, 1.0 if rate.metric is None else rate.metric) for part, rate in live)
-    )
-
-
-def _alike(live: list[tuple[Part, Rate]]) -> bool:
-    """Is it one lr, as far as one may know without looking into tensors?"""
-    lrs = [rate.lr for _, rate in live]
-    return all(lr is lrs[0] or (not isinstance(lr, Tensor) and lr == lrs[0]) for lr in lrs)
-
-
-def _cut(part: Part, metric: Metric) -> Metric:
-    return metric if isinstance(metric, (float, Tensor)) else metric.over(part.cut(metric.second))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ..ops.diagonal import Diagonal
+from ..ops.eager import may_branch
 from ..ops.norm import upcast
 from .cuts import Block
 from .sharded import Unsharded, is_sharded, whole
@@ -33,7 +34,8 @@ Rates = dict[int, Rate]  # by the parameter's id
 
 def euclidean(optimizer: Optimizer) -> Rates:
     """D = 1, whatever the optimizer; parameters without a gradient have not moved and are left out."""
-    return {id(p): Rate(group["lr"]) for group, p in _moved(optimizer)}
+    rates = ((Rate(group["lr"]), group) for group in optimizer.param_groups)
+    return {id(p): rate for rate, group in rates for p in group["params"] if p.grad is not None}
 
 
 def inertial(optimizer: Optimizer) -> Rates:
@@ -81,8 +83,9 @@ def _adam(state: dict[str, Any], group: dict[str, Any]) -> Diagonal:
     beta = group["betas"][1]
     log = beta.log() if isinstance(beta, Tensor) else math.log(beta) if beta else -math.inf
     # expm1 keeps the digits that 1 - beta^k loses in the first steps; a step that was skipped may leave k = 0.
-    seen = -torch.expm1(_count(state, second) * log)
-    return Diagonal(second, seen.rsqrt(), group["eps"], 0.0)
+    exponent = _count(state, second) * log
+    seen = -torch.expm1(exponent) if isinstance(exponent, Tensor) else -math.expm1(exponent)
+    return Diagonal(second, seen**-0.5, group["eps"], 0.0)
 
 
 def _rmsprop(state: dict[str, Any], group: dict[str, Any]) -> Diagonal:
@@ -108,9 +111,12 @@ KNOWN: dict[type[Optimizer], Callable[[dict[str, Any], dict[str, Any]], Diagonal
 }
 
 
-def _count(state: dict[str, Any], like: Tensor) -> Tensor:
-    """The number of steps, at least 1, a tensor where the optimizer keeps it: nothing waits for a device."""
-    return state["step"].to(torch.promote_types(like.dtype, torch.float32)).clamp_min(1)
+def _count(state: dict[str, Any], like: Tensor) -> float | Tensor:
+    """The number of steps, at least 1; a tensor where the optimizer keeps it on a device, for which nothing waits."""
+    count = state["step"]
+    if may_branch(count):
+        return max(float(count), 1.0)
+    return count.to(torch.promote_types(like.dtype, torch.float32)).clamp_min(1)
 
 
 def _floored(d: Diagonal, floor: float) -> Diagonal:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.optimizer import ParamsT
 
+from .hook import FirstMomentum
 from .metric import inertial
 from .regularizer import Regularizer
 
@@ -27,14 +28,14 @@ class ProxSGD(SGD):
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
             torch.optim.SGD.
-        regularizer: a Regularizer, or several on different parameters, or None. A deep copy of the optimizer copies it,
-            and its model, too: copy.deepcopy((model, optimizer)) gives a pair that belongs together.
+        regularizer: a Regularizer, or several on different parameters, or None. A copy or a pickle of the optimizer has
+            a copy of it and of its model: copy.deepcopy((model, optimizer)) is a pair that belongs together.
 
     Raises: ValueError where two regularizers catch one parameter, or none of the parameters held is caught.
 
     Source: Ochs, Chen, Brox and Pock, SIAM J. Imaging Sci. 2014 (iPiano: momentum around a prox).
 
-    When not to use: pickled whole; save state_dict().
+    When not to use: for weights whose gradients differ much in scale, which Adam's step sizes even out (ProxAdamW).
 
     >>> import torch, sparselayers as sl
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -77,6 +78,9 @@ class ProxSGD(SGD):
         self._hold()
 
     def _hold(self) -> None:
+        first = FirstMomentum()
+        self.register_step_pre_hook(first.before)
+        self.register_step_post_hook(first.after)
         for regularizer in self.regularizers:
             regularizer._attach(self, inertial)
 
@@ -85,7 +89,9 @@ class ProxSGD(SGD):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "regularizers" in state:  # a copy, whose hooks torch leaves behind; load_state_dict comes without
+        if (
+            "regularizers" in state
+        ):  # a copy or a pickle, whose hooks torch leaves behind; load_state_dict comes without
             self._hold()
 
 
@@ -99,8 +105,8 @@ class ProxAdamW(AdamW):
         params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in torch.optim.AdamW.
             `eps` bounds what a weight that is hardly ever visited shrinks by: lr lam / eps.
         weight_decay: as in torch.optim.AdamW, but 0: a decay moves the minimum.
-        regularizer: a Regularizer, or several on different parameters, or None. A deep copy of the optimizer copies it,
-            and its model, too: copy.deepcopy((model, optimizer)) gives a pair that belongs together.
+        regularizer: a Regularizer, or several on different parameters, or None. A copy or a pickle of the optimizer has
+            a copy of it and of its model: copy.deepcopy((model, optimizer)) is a pair that belongs together.
 
     Raises: ValueError for a penalty without a prox in a metric, naming those that have one; where two regularizers catch
     one parameter, or none of the parameters held is caught.
@@ -108,7 +114,7 @@ class ProxAdamW(AdamW):
     Source: Yun, Lozano and Yang, NeurIPS 2021 (ProxGen); Deleu and Bengio 2021 (groups in a metric).
 
     When not to use: where many weights are rarely visited (tokens, experts): D is tiny there, and they shrink fast. Use a
-    larger `eps`, or torch's AdamW with `attach(optimizer, metric="optimizer", floor=...)`. Pickled whole: save state_dict().
+    larger `eps`, or torch's AdamW with `attach(optimizer, metric="optimizer", floor=...)`.
 
     >>> import torch, sparselayers as sl
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -161,7 +167,9 @@ class ProxAdamW(AdamW):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "regularizers" in state:  # a copy, whose hooks torch leaves behind; load_state_dict comes without
+        if (
+            "regularizers" in state
+        ):  # a copy or a pickle, whose hooks torch leaves behind; load_state_dict comes without
             self._hold()
 
 

@@ -18,9 +18,10 @@ from ..prox import Penalty
 from ..prox.base import with_metric
 from .freeze import Freeze, zeros_of
 from .groups import Groups, Include, cut_model
-from .hook import ProxHook, weigh
+from .hook import ProxHook
 from .metric import FLOOR, Rate, Rates, adaptive, euclidean, kind, unsharded_rates
 from .multitensor import prox_
+from .named import named
 from .sharded import Unsharded, outlines, whole
 from .stationarity import stationarity
 from .strength import Rule, State
@@ -127,7 +128,7 @@ class Regularizer:
     def step(self, lr: float | Tensor) -> None:
         """One prox step in place on everything caught: w <- prox(w, t = lr lam)."""
         checks.number(lr, "lr", low=0.0)
-        self._apply({name: Rate(lr) for name in self.names})
+        self._apply(dict.fromkeys(self.names, Rate(lr)))
 
     def attach(self, optimizer: Optimizer, metric: str | None = None, floor: float = FLOOR) -> RemovableHandle:
         """Take a prox step after every `optimizer.step()`, with each parameter's current lr; remove by handle.remove().
@@ -267,17 +268,15 @@ class Regularizer:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
     def _caught(self) -> dict[str, nn.Parameter]:
-        parameters = self._parameters()
-        return {name: parameters[name] for name in self.names}
+        return named(self.model, self.names)
 
     @torch.no_grad()
     def _apply(self, rates: Mapping[str, Rate], skipped: Tensor | None = None) -> None:
         """The prox of every block; a parameter without a rate stays as it is."""
-        parameters = self._parameters()
+        parameters = self._caught()
         unsharded = Unsharded(parameters, self.blocks)
         rates = unsharded_rates(rates, parameters, self.blocks)
-        weighted = [weigh(block, unsharded.tensors, rates, self.lam) for block in self.blocks]
-        prox_(self.penalty, [block for block in weighted if block is not None], skipped)
+        prox_(self.penalty, self.blocks, unsharded.tensors, rates, self.lam, skipped)
         unsharded.write()
 
     def _advance(self) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from .flops import Example, uses
+from .evaluation import Example
+from .flops import uses
 from .groups import Part, cut_model
 
 

@@ -22,7 +22,8 @@ def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
 
 
 def any_sharded(parameters: Iterable[Tensor]) -> bool:
-    return "torch.distributed.tensor" in sys.modules and any(map(is_sharded, parameters))
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(issubclass(kind, module.DTensor) for kind in set(map(type, parameters)))
 
 
 def local(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from ..ops import checks
 from ..ops.norm import upcast
 from ..prox import L0, GroupL2, Penalty
 from .groups import Groups, Include
-from .multitensor import Weighted, prox_
+from .metric import Rate
+from .multitensor import prox_
 from .regularizer import Regularizer
 from .sharded import Unsharded, local, shard_like, whole
 
@@ -108,10 +109,9 @@ class PenaltyDecomposition:
         weights, V = self._weights(), self.V
         for name, v in V.items():
             local(v).copy_(local(weights[name]))
-        t, blocks = self.lam / self.beta, self.group_lasso.blocks
+        blocks = self.group_lasso.blocks
         plain = Unsharded(V, blocks)
-        views = [tuple(part.cut(plain.tensors[part.name]) for part in block) for block in blocks]
-        prox_(self.penalty, [Weighted(block, view, t) for block, view in zip(blocks, views, strict=True)])
+        prox_(self.penalty, blocks, plain.tensors, dict.fromkeys(V, Rate(1 / self.beta)), self.lam)
         plain.write()
 
     def grow(self) -> None:

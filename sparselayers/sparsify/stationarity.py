@@ -12,7 +12,6 @@ from ..ops import checks
 from ..ops.norm import upcast
 from ..prox import Penalty
 from .groups import Block
-from .hook import weigh
 from .metric import KNOWN, Rate, adaptive, euclidean
 from .multitensor import prox_
 
@@ -36,8 +35,7 @@ def stationarity(
     rates = _rates(moving, step)
     pulled = {name: _pulled(moving[name], rate) for name, rate in rates.items()}
     answered = {name: v.clone() for name, v in pulled.items()}
-    weighted = [weigh(block, answered, rates, lam) for block in blocks]
-    prox_(penalty, [block for block in weighted if block is not None])
+    prox_(penalty, blocks, answered, rates, lam)
     moved = _distance((moving[name], answered[name]) for name in rates)
     pull = _distance((moving[name], v) for name, v in pulled.items())
     answer = _distance((v, answered[name]) for name, v in pulled.items())

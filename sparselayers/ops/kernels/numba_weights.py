@@ -6,6 +6,8 @@ A row is read from memory once and written once; whatever passes lie between fin
 # mypy: ignore-errors
 from __future__ import annotations
 
+import math
+
 import numba  # noqa: TID253 - this module is imported only when a kernel is first used
 import numpy as np
 import torch
@@ -224,9 +226,12 @@ def _compete_parallel(v, magnitudes, n, shift, magnitude, t, rows, parts):
 
 def shrink(v: Tensor, entry, group, metric: Tensor | Diagonal | None) -> None:
     """v <- argmin_x 1/2 sum d (x - v)² + entry ‖x‖_1 + group ‖x‖_2 row by row; v and metric (m, n), contiguous."""
-    n, strengths = np.uint64(v.shape[1]), (per_row(entry), per_row(group))
+    n, strengths = v.shape[1], (per_row(entry), per_row(group))
+    if strengths[0].size == 1 and not isinstance(group, Tensor) and group == 0:
+        n = max(n, math.gcd(v.numel(), BLOCK))  # entry by entry it may be any length: rows of one entry are slow
+    rows, n = v.numel() // n, np.uint64(n)
     if metric is None:
-        launch(_shrink, _shrink_parallel, (flat(v), n, *strengths), v.shape[0], v.numel())
+        launch(_shrink, _shrink_parallel, (flat(v), n, *strengths), rows, v.numel())
         return
     f, root = flat(v).dtype.type, isinstance(metric, Diagonal)
     second, scale, shift, least = metric if root else (metric, 1.0, 0.0, 0.0)
@@ -240,7 +245,7 @@ def shrink(v: Tensor, entry, group, metric: Tensor | Diagonal | None) -> None:
         *strengths,
         f(0.1 * torch.finfo(v.dtype).eps ** 0.5),
     )  # Newton doubles the digits
-    launch(_shrink_in_metric, _shrink_in_metric_parallel, args, v.shape[0], v.numel())
+    launch(_shrink_in_metric, _shrink_in_metric_parallel, args, rows, v.numel())
 
 
 def compete(v: Tensor, t) -> None:
