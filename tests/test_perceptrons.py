@@ -38,7 +38,7 @@ def record(strengths: list[float], held: list[float], kept: list[int]) -> dict:
         ("l1", [0.970, 0.966, 0.950], 0.2),  # the strongest within half a point of no penalty
         ("l1", [0.960, 0.950, 0.940], 0.1),  # none is: the best
         ("l2", [0.969, 0.971, 0.950], 0.2),  # no zeros to gain: the best
-        ("ours", [0.980, 0.971, 0.972], 0.3),  # the best of those that keep few enough
+        ("l1, then frozen", [0.980, 0.971, 0.972], 0.3),  # the best of those that keep few enough
     ],
 )
 def test_a_strength_is_chosen_on_the_held_out_part(mlp: ModuleType, penalty: str, held: list, chosen: float) -> None:
@@ -46,7 +46,7 @@ def test_a_strength_is_chosen_on_the_held_out_part(mlp: ModuleType, penalty: str
 
 
 def test_the_rate_falls_to_the_freeze_and_once_more_after_it(mlp: ModuleType) -> None:
-    job = mlp.Job("MNIST", "mlp", "ours", sl.L1(), (0.1,), 10, freeze=0.4)
+    job = mlp.Job("MNIST", "mlp", "l1, then frozen", sl.L1(), (0.1,), 10, freeze=0.4)
     assert [round(mlp.schedule(job).rate(done), 3) for done in (0.0, 0.2, 0.4, 0.7, 1.0)] == [1.0, 0.5, 1.0, 0.5, 0.0]
     assert [round(mlp.schedule(job._replace(freeze=None)).rate(done), 3) for done in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
 
@@ -54,6 +54,14 @@ def test_the_rate_falls_to_the_freeze_and_once_more_after_it(mlp: ModuleType) ->
 def test_the_networks_have_as_many_parameters_as_the_papers(mlp: ModuleType) -> None:
     for n_inputs, n_classes, total in ((784, 10, 26506), (54, 7, 3047), (48, 11, 2987)):
         assert sum(p.numel() for p in mlp.perceptron("mlp", n_inputs, n_classes).parameters()) == total
+
+
+def test_the_full_run_has_more_seeds_and_epochs(mlp: ModuleType) -> None:
+    short, full = mlp.jobs(False, False), mlp.jobs(False, True)
+    assert [job.name for job in short] == [job.name for job in full]
+    assert all(long.epochs == 2 * job.epochs for job, long in zip(short, full, strict=True) if job.network == "mlp")
+    assert len(full[0].grid) == 5
+    assert short[1].grid[:4] == [(0, 1e-4), (1, 1e-4), (2, 1e-4), (0, 1e-3)]
 
 
 def test_what_is_counted(mlp: ModuleType) -> None:
@@ -77,9 +85,9 @@ def test_the_pattern_is_frozen_with_its_zeros(mlp: ModuleType, tmp_path: Path) -
 
 def test_a_quick_run_gives_both_tables(mlp: ModuleType, tmp_path: Path) -> None:
     records = importlib.import_module("nets.record").Records
-    options = argparse.Namespace(data=None, device="cpu", quick=True, pictures=tmp_path)
+    options = argparse.Namespace(data=None, device="cpu", quick=True, full=False, pictures=tmp_path)
     trained, gain = mlp.tables(options, records(tmp_path / "work", "mlp"))
-    assert [row["penalty"] for row in trained["rows"]] == [*mlp.PENALTIES, "ours", *mlp.PENALTIES]
+    assert [row["penalty"] for row in trained["rows"]] == [*mlp.PENALTIES, *mlp.FROZEN, *mlp.PENALTIES]
     assert all(row["parameters kept"] <= row["of"] for row in trained["rows"])
     assert all(row["ratio of minima"] > 0 for row in gain["rows"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"networks-mlp-accuracy.png", "networks-mlp-pixels.png"}
