@@ -59,7 +59,7 @@ def test_the_networks_have_as_many_parameters_as_the_papers(mlp: ModuleType) -> 
 def test_the_full_run_has_more_seeds_and_epochs(mlp: ModuleType) -> None:
     short, full = mlp.jobs(False, False), mlp.jobs(False, True)
     assert [job.name for job in short] == [job.name for job in full]
-    assert all(long.epochs == 2 * job.epochs for job, long in zip(short, full, strict=True) if job.network == "mlp")
+    assert all(long.epochs == 4 * job.epochs for job, long in zip(short, full, strict=True) if job.network == "mlp")
     assert len(full[0].grid) == 5
     assert short[1].grid[:4] == [(0, 1e-4), (1, 1e-4), (2, 1e-4), (0, 1e-3)]
 
@@ -87,7 +87,7 @@ def test_a_quick_run_gives_both_tables(mlp: ModuleType, tmp_path: Path) -> None:
     records = importlib.import_module("nets.record").Records
     options = argparse.Namespace(data=None, device="cpu", quick=True, full=False, pictures=tmp_path)
     trained, gain = mlp.tables(options, records(tmp_path / "work", "mlp"))
-    assert [row["penalty"] for row in trained["rows"]] == [*mlp.PENALTIES, *mlp.FROZEN, *mlp.PENALTIES]
+    assert [row["penalty"] for row in trained["rows"]] == [*mlp.PENALTIES, *mlp.FROZEN, "none", "l2", "l1"]
     assert all(row["parameters kept"] <= row["of"] for row in trained["rows"])
     assert all(row["ratio of minima"] > 0 for row in gain["rows"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"networks-mlp-accuracy.png", "networks-mlp-pixels.png"}
