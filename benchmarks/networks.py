@@ -15,7 +15,7 @@ import torch
 from common import keep_freed_memory, machine, write
 from nets.record import Records
 
-SUBJECTS = ("lenet", "mlp", "cges", "hoyer")
+SUBJECTS = ("lenet", "mlp", "cges", "hoyer", "neurons")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from common import Row, arguments, machine, race, ratio, write
@@ -75,8 +76,18 @@ def step_in_metric(model: nn.Module, penalty: Penalty) -> Callable[[], None]:
     return lambda: prox_(penalty, blocks, parameters, rates, LAM)
 
 
+class Idle(torch.optim.Optimizer):
+    """Leaves the weights as they are: what remains of a step is the prox, and whatever its driver does around it."""
+
+    def __init__(self, params: list, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Callable | None = None) -> None:
+        pass
+
+
 def against_pat(options: argparse.Namespace, model: nn.Module, weights: Weights) -> list[Row]:
-    """A step of fused SGD and the prox, ours by attach, torchao's by its wrapper, on the same groups."""
+    """The prox alone, and with a step of fused SGD: ours by attach, torchao's by its wrapper, on the same groups."""
     try:
         from torchao.prototype.pat.optim import PruneOptimizer
     except ImportError:
@@ -87,14 +98,14 @@ def against_pat(options: argparse.Namespace, model: nn.Module, weights: Weights)
         (sl.L1(), "element", "ProxLasso", "ElemGrouper"),
         (sl.GroupL2(sqrt_size=True), "output", "ProxGroupLasso", "Dim0Grouper"),
     ):
-        ours, peer = f"SGD + {type(penalty).__name__}", f"torchao PAT, SGD + {prox}"
-        attached = torch.optim.SGD(weights.live, lr=LR, fused=True)
-        sl.Regularizer(model, penalty, LAM, groups=groups).attach(attached)
-        groups_of = [{"params": weights.live, "prox_type": prox, "group_type": grouper}]
-        base = torch.optim.SGD(groups_of, lr=LR, fused=True)
-        wrapped = PruneOptimizer(base, reg_lambda=LAM)
-        times = race({ours: attached.step, peer: wrapped.step}, options, weights.restore)
-        rows.append(ratio(ours, peer, times, OF_PAT))
+        for before, make in (("", Idle), ("SGD + ", partial(torch.optim.SGD, fused=True))):
+            ours, peer = f"{before}{type(penalty).__name__}", f"torchao PAT, {before}{prox}"
+            attached = make(weights.live, lr=LR)
+            sl.Regularizer(model, penalty, LAM, groups=groups).attach(attached)
+            base = make([{"params": weights.live, "prox_type": prox, "group_type": grouper}], lr=LR)
+            wrapped = PruneOptimizer(base, reg_lambda=LAM)
+            times = race({ours: attached.step, peer: wrapped.step}, options, weights.restore)
+            rows.append(ratio(ours, peer, times, OF_PAT))
     return rows
 
 
@@ -140,7 +151,7 @@ def main() -> None:
     ]
     pat = against_pat(options, large, large_weights)
     if pat:
-        what = f"SGD and a prox step against torchao's PAT: {large_weights}, float32."
+        what = f"A prox step, alone and after one of SGD, against torchao's PAT: {large_weights}, float32."
         tables.append({"what": what, "rows": pat})
     write(__file__, "Prox steps on weights", options, where, tables)
 

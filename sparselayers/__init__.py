@@ -48,8 +48,10 @@ from .prox import (
 )
 from .schedules import Constant, Homotopy
 from .sparsify.compact import compact
+from .sparsify.density import DensityTarget
 from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
+from .sparsify.load_compact import load_compact
 from .sparsify.measure import Comparison, Measurement, compare, measure
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
@@ -81,6 +83,7 @@ __all__ = [
     "Constant",
     "ConvFISTA",
     "ConvISTA",
+    "DensityTarget",
     "ElasticNet",
     "Entmax",
     "Entmax15",
@@ -123,6 +126,7 @@ __all__ = [
     "functional",
     "kernels",
     "lam_path",
+    "load_compact",
     "measure",
     "restore_attention",
     "sparsity_report",

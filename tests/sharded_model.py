@@ -94,6 +94,23 @@ def compare_split(groups: str | Callable, before: bool, world: int) -> None:
     split.load_state_dict(twin.state_dict())
 
 
+def compare_density(metric: str | None, penalty: sl.Penalty, world: int) -> None:
+    whole, model = Net(), Net()
+    both = [(m, sl.Regularizer(m, penalty, sl.DensityTarget(0.5, warmup=2))) for m in (model, whole)]
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    for m, regularizer in both:
+        optimizer = torch.optim.AdamW(m.parameters(), lr=0.02)
+        regularizer.attach(optimizer, metric=metric)
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+        for _ in range(4):
+            optimizer.zero_grad()
+            m(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(both[0][1].lam, both[1][1].lam)
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p.full_tensor(), q)
+
+
 def work(rank: int, world: int, file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     for groups in GROUPS:
@@ -102,6 +119,9 @@ def work(rank: int, world: int, file: str) -> None:
             if groups in ("output", "input", "neuron"):  # by rows, gathered, and several parameters
                 compare(groups, before, world, "optimizer")
             compare_split(groups, before, world)
+    for metric in (None, "optimizer"):
+        for penalty in (sl.GroupL2(), sl.L1()):
+            compare_density(metric, penalty, world)
     dist.destroy_process_group()
 
 

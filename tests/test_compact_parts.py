@@ -453,3 +453,77 @@ def test_what_counts_as_equal() -> None:
     assert close(torch.tensor([1, 2]), torch.tensor([1, 2]))
     assert not close(torch.tensor([1, 2]), torch.tensor([1, 3]))
     assert close(torch.full((2,), torch.nan), torch.full((2,), torch.nan))
+
+
+def test_rounding_as_on_a_device_with_rough_products_does_not_keep_heads(monkeypatch) -> None:
+    """TF32 is off by 1e-3, which tells nothing of how well a block is understood."""
+    model = kill(fill(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True))).float()
+    x, calls = torch.randn(2, 5, 16), []
+    linear = nn.functional.linear
+
+    def rough(*arguments):
+        calls.append(1)
+        out = linear(*arguments)
+        return out * (1 + 1e-4 * (len(calls) % 2))
+
+    monkeypatch.setattr(nn.functional, "linear", rough)
+    assert shrunk(model, x).self_attn.num_heads == 2
+
+
+@pytest.mark.parametrize("more", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_causal_with_its_mask(more, need_weights) -> None:
+    model = kill(fill(nn.MultiheadAttention(8, 4, **more)))
+    x = torch.randn(5, 2, 8).double()
+    small = shrunk_attention(model, x, x, x)
+    mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
+    for masks in ({}, {"key_padding_mask": padding}):
+        masks |= {"attn_mask": mask, "need_weights": need_weights}
+        expected = model(x, x, x, **masks)
+        assert_equal(expected, small(x, x, x, is_causal=True, **masks))
+        assert_equal(expected, small(x, x, x, **masks))
+
+
+class Gated(nn.Module):
+    """down(act(gate(x)) up(x)), with an activation of choice."""
+
+    def __init__(self, act: object, bias: bool = True) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(*s, bias=bias) for s in ((4, 6), (4, 6), (6, 4)))
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not callable(self.act):
+            return self.down_proj(self.gate_proj(x).exp() * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+def wide(x: Tensor, y: Tensor | None = None) -> Tensor:
+    return x.softmax(-1)
+
+
+GATES = {  # activation -> hidden channels left of 6: one unread, one gate constant, one factor 0, both factors constant
+    "sigmoid": (torch.sigmoid, True, 3),
+    "silu, no biases": (nn.functional.silu, False, 2),
+    "mixes channels": (wide, True, 6),
+    "another shape": (lambda x: x.sum(-1, keepdim=True), True, 6),
+    "raises on vectors": (lambda x: x.exp() if x.ndim > 1 else 1 / 0, True, 4),
+    "no function": ("exp", True, 4),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gated_mlps(name: str) -> None:
+    act, bias, left = GATES[name]
+    model = fill(Gated(act, bias))
+    with torch.no_grad():
+        model.down_proj.weight[:, 0] = 0
+        model.gate_proj.weight[[1, 3]] = 0
+        model.up_proj.weight[[2, 3]] = 0
+        if bias:
+            model.up_proj.bias[2] = 0
+    x = torch.randn(5, 4).double()
+    small = shrunk(model, x)
+    assert small.gate_proj.out_features == left
+    assert_equal(model(x), small(x))

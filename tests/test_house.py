@@ -50,7 +50,7 @@ NOT_OPERATORS = {
     "Comparison", "LassoResult", "Measurement", "Penalty", "SparsityReport", "SimplexResult", "TargetResult", "Thresholded",
 }  # fmt: skip
 NO_PAPER = {
-    "Box", "Constant", "compact", "Grouped", "Nonnegative", "compare", "kernels", "measure", "restore_attention", "sparsity_report",
+    "Box", "Constant", "compact", "Grouped", "Nonnegative", "compare", "kernels", "load_compact", "measure", "restore_attention", "sparsity_report",
     "swap_attention",
 }  # fmt: skip
 

@@ -107,6 +107,20 @@ def test_a_metric_as_an_optimizer_keeps_it() -> None:
         close(found, plain(penalty, v, 0.02, whole))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_a_metric_of_any_spread(dtype: torch.dtype) -> None:
+    """Newton's root where most of d is nothing, where one entry has it all, and where the row hardly stays."""
+    for decades, share in [(0, 0.5), (3, 0.999), (12, 0.5), (30, 1e-3), (36, 0.9)]:
+        v = randn(20, 50, dtype=dtype)
+        metric = 10.0 ** (-decades * torch.rand(20, 50, generator=torch.Generator().manual_seed(2)).to(dtype))
+        t = share * torch.linalg.vector_norm((metric * v).double(), dim=1, keepdim=True)
+        for penalty in (sl.GroupL2(), sl.SparseGroup(ratio=0.01)):
+            found = v.clone()
+            assert penalty._prox_(found, t, metric)
+            close(found, plain(penalty, v, t, metric))
+
+
 @torch.no_grad()
 def test_what_no_kernel_takes() -> None:
     v = randn(8, 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,8 @@ from torch import nn
 
 import sparselayers as sl
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def load(name: str) -> ModuleType:
@@ -135,3 +137,92 @@ def test_a_model_that_was_cut_gets_a_new_trainer() -> None:
     model, _ = train.fit(network(), x, y, train.Plan(epochs=2), counted, after_epoch=cut)
     assert built == [5, 2]
     assert len(model) == 2
+
+
+def quick(tmp_path: Path, *options: str) -> dict:
+    out, script = tmp_path / "out.json", BENCHMARKS / "networks.py"
+    command = [sys.executable, str(script), *options, "--quick", "--work", str(tmp_path / "work"), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_lenet_runs_is_resumed_and_draws(tmp_path: Path) -> None:
+    first = quick(tmp_path, "lenet", "--pictures", str(tmp_path))
+    assert quick(tmp_path, "lenet")["tables"][0] == first["tables"][0]
+    rows = {row["method"]: row for row in first["tables"][0]["rows"]}
+    best = rows["ours, with moved pictures"]
+    assert best["weights zero %"] >= 94.12
+    assert best["neurons zero %"] >= 73.52
+    assert {path.name for path in tmp_path.glob("*.png")} == {"networks-lenet-error.png", "networks-lenet-left.png"}
+
+
+@pytest.mark.slow
+def test_lenet_on_the_schedule_of_the_paper_in_one_program(tmp_path: Path) -> None:
+    (table,) = quick(tmp_path, "lenet", "--full")["tables"]
+    assert {row["method"] for row in table["rows"]} == set(load("lenet_methods").PENALTIES)
+
+
+def dead(model: nn.Sequential, share: float) -> nn.Sequential:
+    """Some filters, inputs and hidden neurons without weights, with biases that go on speaking."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, dim in (("conv1", 0), ("conv2", 0), ("fc1", 1), ("fc1", 0), ("fc2", 1)):
+            layer = getattr(model, name)
+            layer.bias.normal_(0, 0.3, generator=generator)
+            n = layer.weight.shape[dim]
+            layer.weight.index_fill_(dim, torch.randperm(n, generator=generator)[: int(share * n)], 0)
+    return model
+
+
+def test_a_cut_lenet_says_what_the_whole_one_says() -> None:
+    slim = load("slim")
+    torch.manual_seed(0)
+    whole, x = dead(slim.lenet(), 0.6), torch.randn(3, 1, 28, 28)
+    small = slim.cut(whole)
+    assert (sum(p.numel() for p in small.parameters()), sum(slim.sizes(small))) == slim.left(whole) == slim.left(small)
+    assert slim.cut(small) is small
+    again = slim.cut(dead(slim.cut(dead(slim.lenet(), 0.3)), 0.2))
+    for model, smaller in ((whole, small), (slim.grown(small), small), (slim.grown(again), again)):
+        torch.testing.assert_close(smaller(x), model(x), atol=1e-5, rtol=1e-5)
+    assert sum(p.numel() for p in slim.lenet().parameters()) == slim.PARAMETERS
+    assert sum(slim.sizes(slim.lenet())) == slim.NEURONS
+
+
+@pytest.mark.parametrize("lam", [1e-9, 1e6])
+def test_every_row_of_lenet_takes_a_step(lam: float) -> None:
+    methods, slim, x = load("lenet_methods"), load("slim"), torch.randn(4, 1, 28, 28)
+    for method in methods.METHODS.values():
+        torch.manual_seed(0)
+        model = method.before(slim.lenet())
+        trainer = method.build(model, lam, 40)
+        for step in (38, 39):
+            trainer.before_step(step)
+            loss = model(x).square().mean()
+            (loss if trainer.extra is None else loss + trainer.extra()).backward()
+            trainer.optimizer.step()
+            trainer.after_step(step)
+        plain = method.after(model)
+        assert plain(x).shape == (4, 10)
+
+
+def test_gates_fold_into_the_weights() -> None:
+    methods, slim, x = load("lenet_methods"), load("slim"), torch.randn(4, 1, 28, 28)
+    torch.manual_seed(0)
+    model = methods.gated(slim.lenet()).eval()
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, sl.HardConcrete):
+                layer.log_alpha.normal_(0, 3)
+    torch.testing.assert_close(methods.ungated(model)(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_moved_pictures_keep_their_shape_and_most_of_their_ink() -> None:
+    x = torch.zeros(5, 1, 28, 28)
+    x[:, :, 10:18, 10:18] = 1
+    moved = load("augment").jitter(x)
+    assert moved.shape == x.shape
+    assert (moved.sum((1, 2, 3)) / 64).sub(1).abs().max() < 0.5
+    assert (moved != x).any()
+    torch.testing.assert_close(load("augment").jitter(x, 0.0, 0.0, 0.0), x, atol=1e-5, rtol=0)

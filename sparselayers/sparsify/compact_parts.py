@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .compaction.attention import attentions, heads_by_size, kept_heads, remove_heads
 from .compaction.mlp import kept_channels, mlps, remove_channels
 from .compaction.pieces import Piece
-from .compaction.trial import Edits, agree, answers, as_inputs, attempt, record
-from .evaluation import Example
+from .compaction.trial import ROUGHLY, Edits, agree, answers, as_inputs, attempt, record
+from .evaluation import Example, evaluating
 
 
 @torch.no_grad()
@@ -24,13 +24,14 @@ def shrink_modules(model: nn.Module, example_input: Example) -> None:
     without its dead parts stays as it is.
     """
     shared = _shared(model)
-    changes = [change for change in _changes(model) if not any(id(piece.tensor) in shared for piece in change[1])]
+    with evaluating(model):
+        changes = [change for change in _changes(model) if not any(id(piece.tensor) in shared for piece in change[1])]
     if not changes:
         return
     calls = record(model, [block for block, _, _ in changes], example_input)
     wanted = answers(model, as_inputs(example_input))
     done = [attempt(block, calls[block], change) for block, _, change in changes if block in calls]
-    if agree(wanted, answers(model, as_inputs(example_input))):
+    if agree(wanted, answers(model, as_inputs(example_input)), slack=ROUGHLY):
         return
     # Blocks may hand on more than their first output, as T5 does with the positions of each head: one by one, then.
     for edits in reversed(done):
@@ -38,7 +39,7 @@ def shrink_modules(model: nn.Module, example_input: Example) -> None:
             edits.undo()
     for block, _, change in changes:
         edits = attempt(block, calls[block], change) if block in calls else None
-        if edits is not None and not agree(wanted, answers(model, as_inputs(example_input))):
+        if edits is not None and not agree(wanted, answers(model, as_inputs(example_input)), slack=ROUGHLY):
             edits.undo()
 
 

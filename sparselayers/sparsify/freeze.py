@@ -25,8 +25,7 @@ class Freeze:
 
     def __init__(self, model: nn.Module, zeros: dict[str, Tensor]) -> None:
         self.zeros = zeros
-        # Not in the hook itself: torch is going through its hooks then, and there may be several of models gone.
-        self._model = weakref.ref(model, lambda _: self.remove())
+        self._model = weakref.ref(model)
         for name, parameter in self._parameters().items():
             _zero(local(parameter.detach()), self._zeros_of(name, parameter))
         # torch's hook on all optimizers: which one will fine-tune is not known yet, and there may be several.
@@ -40,6 +39,13 @@ class Freeze:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._model() is None:
+            self.active = False
+            # torch is going through its hooks now: any but the last must stay, and does nothing from here on.
+            hooks = self._handle.hooks_dict_ref()
+            if hooks is not None and next(reversed(hooks)) == self._handle.id:
+                self.remove()
+            return
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._parameters().items():
             if id(parameter) not in stepped:
@@ -60,6 +66,11 @@ class Freeze:
         """The entries held, where the parameter is: on its device, and sharded as it is by now."""
         self.zeros[name] = shard_like(self.zeros[name], parameter)
         return local(self.zeros[name])
+
+    def __repr__(self) -> str:
+        zeros = sum(int(held.sum()) for held in self.zeros.values())
+        count = f"{len(self.zeros)} parameter{'s' * (len(self.zeros) != 1)}"
+        return f"Freeze({zeros} zeros in {count}{'' if self.active else ', removed'})"
 
     def __reduce__(self) -> tuple:
         return _restored, (self._model(), self.zeros, self.active)

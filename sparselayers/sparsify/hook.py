@@ -38,7 +38,7 @@ class ProxHook:
         for p, old, rate in before:
             if rate.momentum is not None:
                 _add_pull(rate.momentum, (old - p) * rate.share, rate.lr)
-        self.regularizer._advance()
+        self.regularizer._advance(skipped)
 
 
 class FirstMomentum:

@@ -154,10 +154,10 @@ def _together(
 ) -> None:
     """Parts whose rows are one; where their lr differ they are one prox all the same, with t = lam in the metric D / lr."""
     live = [(part, rates[part.name]) for part in block if part.name in rates]
-    one_lr = _one_lr(live)
+    one_lr = same_lr(live)
     if not one_lr:  # a part that does not move has no metric
         live = [(part, rate) for part, rate in live if isinstance(rate.lr, Tensor) or rate.lr != 0]
-        one_lr = _one_lr(live)
+        one_lr = same_lr(live)
     if not live:
         return
     views = [part.cut(tensors[part.name]) for part, _ in live]
@@ -171,7 +171,7 @@ def _together(
         view.copy_(rows.reshape(view.shape))
 
 
-def _one_lr(live: list[tuple[Part, Rate]]) -> bool:
+def same_lr(live: list[tuple[Part, Rate]]) -> bool:
     """Is it one lr, as far as one may know without looking into tensors?"""
     lrs = [rate.lr for _, rate in live]
     return all(lr is lrs[0] or (not isinstance(lr, Tensor) and lr == lrs[0]) for lr in lrs)

@@ -24,9 +24,10 @@ from .multitensor import prox_
 from .named import named
 from .sharded import Unsharded, outlines, whole
 from .stationarity import stationarity
-from .strength import Rule, State
+from .strength import Rule, State, Steering, unless
 from .strongest import lam_max
 from .summary import GroupSummary, summarise
+from .vanishing import shrinks, vanishing
 
 
 class Regularizer:
@@ -37,7 +38,7 @@ class Regularizer:
     Args:
         model: any nn.Module; the regularizer keeps parameter names, not parameters.
         penalty: any penalty; it sees each group as a row.
-        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`. May be
+        lam: strength >= 0, or what moves it at every step of an optimizer: `LamSchedule`, `DensityTarget`. May be
             reassigned between steps (`regularizer.lam = ...`); reading it gives the strength in use.
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
@@ -72,7 +73,7 @@ class Regularizer:
         self,
         model: nn.Module,
         penalty: Penalty,
-        lam: float | Tensor | Rule,
+        lam: float | Tensor | Rule | Steering,
         groups: Groups = "output",
         include: Include = None,
         exclude: Include = None,
@@ -81,9 +82,10 @@ class Regularizer:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if not isinstance(penalty, Penalty):
             raise TypeError(f"penalty must be a Penalty such as GroupL2(), got {penalty!r}")
-        self.model, self.penalty, self.lam, self.groups = model, penalty, lam, groups  # type: ignore[assignment]
+        self.model, self.penalty, self.groups = model, penalty, groups
         self.include, self.exclude = include, exclude
         self.blocks = cut_model(model, groups, include, exclude)
+        self.lam = lam  # type: ignore[assignment]
         self.frozen: Freeze | None = None
 
     @property
@@ -92,10 +94,12 @@ class Regularizer:
         return self._progress["lam"]
 
     @lam.setter
-    def lam(self, lam: float | Tensor | Rule) -> None:
-        self._rule: Rule | None = None
+    def lam(self, lam: float | Tensor | Rule | Steering) -> None:
+        if isinstance(lam, Steering):
+            self._shrinks = shrinks(self.penalty, 1 if self.penalty.separable else self._sizes()[0][1])
+        self._rule: Rule | Steering | None = None
         self._progress: State
-        if isinstance(lam, Rule):
+        if isinstance(lam, Rule | Steering):
             self._rule, self._progress = lam, lam.initial()
         else:
             checks.scalar(lam, "lam", low=0.0)
@@ -186,15 +190,19 @@ class Regularizer:
         self._check_prox()
         return optimizer.register_step_post_hook(ProxHook(self, rates))
 
+    def _sizes(self) -> list[tuple[str, int]]:
+        """The parameters of each block, and the entries of a group in it."""
+        outline = outlines(self.model)
+        sizes = [sum(math.prod(part.cut(outline[part.name]).shape[part.lead :]) for part in b) for b in self.blocks]
+        return [(", ".join(part.name for part in block), size) for block, size in zip(self.blocks, sizes, strict=True)]
+
     def _check_prox(self) -> None:
         """ValueError now, not at the first step, where the penalty has no prox or none for groups of this size."""
-        parameters = outlines(self.model)
-        for block in self.blocks:
-            size = sum(math.prod(part.cut(parameters[part.name]).shape[part.lead :]) for part in block)
+        for names, size in self._sizes():
             try:
                 self.penalty.prox(torch.empty(0, size), 0.0)
             except ValueError as error:
-                raise ValueError(f"{', '.join(part.name for part in block)} in groups of {size}: {error}") from error
+                raise ValueError(f"{names} in groups of {size}: {error}") from error
 
     def stationarity(self, step: float | Tensor | Optimizer = 1.0) -> Tensor:
         """After a backward: how far the weights are from a stationary point of loss + lam R, in [0, 1]; 0-d.
@@ -274,15 +282,25 @@ class Regularizer:
     def _apply(self, rates: Mapping[str, Rate], skipped: Tensor | None = None) -> None:
         """The prox of every block; a parameter without a rate stays as it is."""
         parameters = self._caught()
+        self._steer(parameters, rates, skipped)
         unsharded = Unsharded(parameters, self.blocks)
         rates = unsharded_rates(rates, parameters, self.blocks)
         prox_(self.penalty, self.blocks, unsharded.tensors, rates, self.lam, skipped)
         unsharded.write()
 
-    def _advance(self) -> None:
-        """A step was taken: what moves lam moves it."""
-        if self._rule is not None:
-            self._progress = self._rule.advance(self._progress)
+    def _steer(self, parameters: Mapping[str, Tensor], rates: Mapping[str, Rate], skipped: Tensor | None) -> None:
+        """Before a prox step: what looks at the weights to find lam does."""
+        if isinstance(self._rule, Steering):
+            strengths = vanishing(self.penalty, self.blocks, parameters, rates)
+            if strengths.numel():
+                new = self._rule.steer(self._progress, strengths, self._shrinks)
+                self._progress = unless(skipped, new, self._progress)
+
+    def _advance(self, skipped: Tensor | None = None) -> None:
+        """A step was taken: what counts steps to move lam moves it."""
+        if isinstance(self._rule, Rule):
+            self._progress = unless(skipped, self._rule.advance(self._progress), self._progress)
 
     def __repr__(self) -> str:
-        return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {len(self.names)} parameters)"
+        count = f"{len(self.names)} parameter{'s' * (len(self.names) != 1)}"
+        return f"Regularizer({self.penalty!r}, lam={self.lam}, groups={self.groups!r}, {count})"

@@ -1,9 +1,9 @@
-"""How a regularizer's strength lam runs over training: a schedule, a path for a sweep."""
+"""How a regularizer's strength lam runs over training: what may move it, a schedule, a path for a sweep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,13 +15,31 @@ State = dict[str, float | Tensor]  # "lam", the strength in use, and what a rule
 
 @runtime_checkable
 class Rule(Protocol):
-    """What `Regularizer(lam=...)` and `regularizer.lam = ...` take besides a number."""
+    """What `Regularizer(lam=...)` and `regularizer.lam = ...` take besides a number: lam by the count of steps."""
 
     def initial(self) -> State:
         """The state before the first prox step."""
 
     def advance(self, state: State) -> State:
         """The state after a prox step."""
+
+
+@runtime_checkable
+class Steering(Protocol):
+    """The same, but lam is found before each prox step from the weights that it is about to meet."""
+
+    def initial(self) -> State:
+        """The state before the first prox step."""
+
+    def steer(self, state: State, strengths: Tensor, shrinks: bool) -> State:
+        """The state for this prox step, by each group's vanishing strength; `shrinks`: does the prox move what it keeps?"""
+
+
+def unless(skipped: Tensor | None, new: State, old: State) -> State:
+    """`new`, or `old` where the step is skipped, of which only the device may know."""
+    if skipped is None:
+        return new
+    return {key: torch.where(skipped, torch.as_tensor(old[key], device=skipped.device), new[key]) for key in new}
 
 
 @dataclass(frozen=True)
@@ -61,8 +79,12 @@ class LamSchedule:
         checks.number(self.power, "power", low=0.0, open_low=True)
         checks.count(self.delay, "delay", least=0)
 
-    def at(self, k: int) -> float:
+    def at(self, k: int | Tensor) -> float | Tensor:
         """The strength of prox step k, counted from 0."""
+        if isinstance(k, Tensor):
+            rest = (1 - (k - self.delay) / max(self.warmup, 1)).clamp(0, 1)
+            moving = self.lam + (self.start - self.lam) * rest**self.power
+            return torch.where(k >= self.delay + self.warmup, self.lam, moving)
         if k >= self.delay + self.warmup:
             return self.lam
         left = 1 - max(k - self.delay, 0) / max(self.warmup, 1)
@@ -72,7 +94,7 @@ class LamSchedule:
         return {"k": 0, "lam": self.at(0)}
 
     def advance(self, state: State) -> State:
-        k = int(state["k"]) + 1
+        k = cast("int | Tensor", state["k"]) + 1
         return {"k": k, "lam": self.at(k)}
 
 

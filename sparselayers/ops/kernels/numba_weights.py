@@ -92,12 +92,13 @@ def _shrink_parallel(v, n, entry, group, rows, parts):
 @compiled()
 def _fill(metric, lo, n, root, scale, shift, least, d):
     """The row's metric: as it stands, or max(scale sqrt(.) + shift, least)."""
-    for j in range(n):
-        d[j] = metric[lo + j]
     if root:
         for j in range(n):
-            size = scale * np.sqrt(d[j]) + shift
+            size = scale * np.sqrt(metric[lo + j]) + shift
             d[j] = size if not size < least else least
+    else:
+        for j in range(n):
+            d[j] = metric[lo + j]
 
 
 @compiled()
@@ -122,23 +123,29 @@ def _lengths(u, d, w, n):
 
 
 @compiled()
-def _pull_in_metric(u, d, n, pull, length, w, rounding):
-    """u <- u s / (s + pull / d) with s the root of ‖u / (s + pull / d)‖ = 1, length = ‖u‖; d is written over."""
+def _pull_in_metric(u, d, n, pull, length, w, q, rounding):
+    """u <- u s / (s + pull / d) with s the root of ‖u / (s + pull / d)‖ = 1, length = ‖u‖; d, w, q are written over."""
     f, zero, one, none = u.dtype.type, u.dtype.type(0), u.dtype.type(1), np.uint64(0)
     # In units of ‖u‖: squares of the row's own scale may be beyond the floats.
-    unit, mean, start = one / length, 0.0, none
+    unit, mean, square, start = one / length, 0.0, 0.0, none
     share = pull * unit
     while start < n:
         stop = min(n, start + np.uint64(BLOCK))
-        a = zero
+        a, b = zero, zero
         for j in range(start, stop):
             w[j] = share / d[j]
             d[j] = u[j] * unit
-            a += (d[j] * d[j]) * w[j]
+            part = (d[j] * d[j]) * w[j]
+            a += part
+            b += part * w[j]
         mean += a
+        square += b
         start = stop
-    # 1 / ‖u / (s + w)‖ - 1 is concave: Newton's first step ends below the root, and the others climb from there.
-    s = max(one - f(mean), zero)
+    # 1 / ‖u / (s + w)‖ - 1 is concave: Newton from anywhere ends below the root, and climbs from there. 1 - mean lies below
+    # it too, and the next term of the series, in the variance of w, brings the start closer.
+    low = max(one - f(mean), zero)
+    spread = square - mean * mean
+    s = min(low + f(1.5 * spread), one) if 0.0 < spread < 1.0 else low  # w may be infinite
     for _ in range(MOST_PASSES):
         square, slope, start = 0.0, 0.0, none
         while start < n:
@@ -146,6 +153,7 @@ def _pull_in_metric(u, d, n, pull, length, w, rounding):
             a, b = zero, zero
             for j in range(start, stop):
                 inverse = one / (s + w[j])
+                q[j] = inverse
                 p = d[j] * inverse
                 p = p * p
                 a += p
@@ -154,11 +162,13 @@ def _pull_in_metric(u, d, n, pull, length, w, rounding):
             slope += b
             start = stop
         before = s
-        s = max(s + f((np.sqrt(square) - 1.0) * square / slope), zero)
+        s = max(s + f((np.sqrt(square) - 1.0) * square / slope), low)
         if abs(s - before) <= rounding * s or s != s:
             break
+    # Of 1 / (s + w) at the last s but one, the first two terms of the series are all digits: a division is dear.
+    moved = s - before
     for j in range(n):
-        inverse = one / (s + w[j])
+        inverse = q[j] - q[j] * (moved * q[j])
         # The first form leaves u as it is where the pull is nothing, the second keeps its digits where it is much.
         u[j] = u[j] - u[j] * (w[j] * inverse) if w[j] < s else u[j] * (s * inverse)
 
@@ -167,7 +177,7 @@ def _pull_in_metric(u, d, n, pull, length, w, rounding):
 def _shrink_in_metric(v, metric, n, root, scale, shift, least, entry, group, rounding, first, last):
     """0 where ‖d u‖ <= group, u = soft(v, entry / d); else u s / (s + group / d) with ‖u / (s + group / d)‖ = 1."""
     f, zero = v.dtype.type, v.dtype.type(0)
-    u, w, d = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
+    u, w, d, q = np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype), np.empty(n, v.dtype)
     for i in range(first, last):
         lo = i * n
         bound, pull = f(at(entry, i)), f(at(group, i))
@@ -189,7 +199,7 @@ def _shrink_in_metric(v, metric, n, root, scale, shift, least, entry, group, rou
             for j in range(n):
                 v[lo + j] = zero
             continue
-        _pull_in_metric(u, d, n, pull, length, w, rounding)
+        _pull_in_metric(u, d, n, pull, length, w, q, rounding)
         for j in range(n):
             v[lo + j] = u[j]
 

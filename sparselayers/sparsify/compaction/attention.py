@@ -19,8 +19,8 @@ NAMES = (
     ((("q_attn", "q"), ("c_attn", "kv")), "c_proj"),
     ((("c_attn", "qkv"),), "c_proj"),
     *(
-        (((*zip(layout.rows, "qkv", strict=False), *((name, "qkv") for name in layout.packed))), layout.columns[0])
-        for layout in LAYOUTS
+        ((*zip(known.rows, "qkv", strict=False), *((name, "qkv") for name in known.packed)), known.columns[0])
+        for known in LAYOUTS
     ),
 )
 RATIOS = ("num_key_value_groups", "n_rep")  # query heads a key head

@@ -149,7 +149,9 @@ def scaled(layer: nn.Module, into: Channels, ndim: int) -> Channels:
     """The outputs of a per-channel layer in evaluation mode; constant too where gamma is 0."""
     known, const = torch.zeros_like(into.known), into.const
     # Without running statistics a norm takes those of the input, in which a constant is not the same for every input.
-    beside = layer.weight if isinstance(layer, nn.PReLU) else layer.running_mean if isinstance(layer, _BatchNorm) else None
+    beside = (
+        layer.weight if isinstance(layer, nn.PReLU) else layer.running_mean if isinstance(layer, _BatchNorm) else None
+    )
     if beside is not None:
         wide = [1] * ndim
         wide[1] = len(into.slots)

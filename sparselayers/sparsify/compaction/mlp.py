@@ -70,17 +70,15 @@ def kept_channels(mlp: MLP) -> tuple[Tensor, Tensor] | None:
     """
     weight = [touched(outputs(up, "hidden")[:1], "hidden", mlp.sizes) for up in mlp.ups]
     fixed = [_bias(up, mlp.sizes["hidden"]) for up in mlp.ups]
-    constant = ~weight[0]
-    if mlp.activation is None:
-        constant, value = torch.zeros_like(constant), torch.zeros_like(fixed[0])
-    else:
-        value = mlp.activation(fixed[0])
+    value = _activated(mlp.activation, fixed[0])
+    constant = ~weight[0] & value.isfinite()
     if len(mlp.ups) == 2:
         # 0 times anything is 0; else both factors have to be constants.
         nothing = (constant & (value == 0)) | (~weight[1] & (fixed[1] == 0))
-        constant, value = nothing | (constant & ~weight[1]), torch.where(nothing, 0.0, value * fixed[1])
+        value = torch.where(nothing, 0.0, value * fixed[1])
+        constant = nothing | (constant & ~weight[1] & value.isfinite())
     unread = ~touched(inputs(mlp.down, "hidden"), "hidden", mlp.sizes)
-    foldable = constant & value.isfinite() & ((value == 0) | (mlp.down.bias is not None))
+    foldable = constant & ((value == 0) | (mlp.down.bias is not None))
     stays = ~(unread | foldable)
     if not stays.any():
         stays[0] = True
@@ -99,6 +97,16 @@ def remove_channels(mlp: MLP, kept: tuple[Tensor, Tensor], edits: Edits) -> None
         new = (bias.detach().double() + weight @ value.double()).to(bias.dtype)
         edits.set(mlp.down, "bias", nn.Parameter(new, requires_grad=bias.requires_grad))
     cut(mlp.pieces, {"hidden": stays}, mlp.sizes, edits)
+
+
+def _activated(activation: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
+    """What the activation makes of each entry; NaN where it is none that can be asked alone."""
+    try:
+        value = activation(x) if activation is not None else None
+    except Exception:  # whatever goes by that name is none
+        value = None
+    fits = isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype
+    return cast(Tensor, value) if fits else torch.full_like(x, torch.nan)
 
 
 def _bias(layer: nn.Module, n: int) -> Tensor:

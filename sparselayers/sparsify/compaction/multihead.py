@@ -46,8 +46,10 @@ class CompactMultiheadAttention(nn.MultiheadAttention):
             query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-        mask = self._added(attn_mask, key_padding_mask, query)
         q, k, v = self._projected(query, key, value)
+        # The hint is taken at its word where torch does so: the fused routine then needs no mask.
+        is_causal = is_causal and key_padding_mask is None and not need_weights and k.shape[1] == key.shape[1]
+        mask = None if is_causal else self._added(attn_mask, key_padding_mask, query)
         if mask is not None and k.shape[1] > key.shape[1]:
             mask = nn.functional.pad(mask, (0, k.shape[1] - key.shape[1]))  # every query sees the keys that were added
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
@@ -60,7 +62,7 @@ class CompactMultiheadAttention(nn.MultiheadAttention):
             out = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            out = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout)
+            out = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if not batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
