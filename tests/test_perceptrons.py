@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -93,3 +94,15 @@ def test_a_quick_run_gives_both_tables(mlp: ModuleType, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"networks-mlp-accuracy.png", "networks-mlp-pixels.png"}
     again = mlp.tables(options, records(tmp_path / "work", "mlp"))[0]  # every run is there
     assert again == trained
+
+
+def test_the_page_has_the_table_of_the_stored_run(mlp: ModuleType) -> None:
+    trained, gain = json.loads((BENCHMARKS / "networks-mlp.json").read_text())["tables"]
+    page = (BENCHMARKS.parent / "docs" / "networks.md").read_text()
+    assert mlp.page(trained["rows"]) in page
+    assert [row["penalty"] for row in trained["rows"]] == 3 * [*mlp.PENALTIES, *mlp.FROZEN, "none", "l2", "l1"]
+    best = next(row for row in trained["rows"] if row["penalty"] == "l1, then frozen")
+    assert best["data"] == "MNIST"
+    assert best["accuracy"] >= 0.9723  # the dense network of the paper
+    assert best["kept %"] <= 40
+    assert all(row["ratio of minima"] < 1 for row in gain["rows"])
