@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparselayers as sl
+from sparselayers.sparsify.compaction.small_conv import SmallConv2d
 
 
 def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -736,6 +737,61 @@ def test_what_is_no_function_of_its_input_is_an_error() -> None:
         sl.compact(nn.Sequential(nn.Linear(4, 4), Noisy()), torch.randn(3, 4))
 
 
+def test_rounding_is_told_from_a_wrong_answer() -> None:
+    """Sums of large terms that cancel differ in float32 by their order; in float64 they agree."""
+    torch.manual_seed(0)
+    model = mlp(4, 4000, 1).eval()
+    with torch.no_grad():
+        model[0].weight[2000:] = model[0].weight[:2000]
+        model[0].bias[2000:] = model[0].bias[:2000]
+        model[2].weight[:, 2000:] = -model[2].weight[:, :2000] * (1 + 1e-5)
+        model[2].bias.zero_()
+        for place in (0, 2000):  # both of a pair
+            model[0].weight[place : place + 1900] = 0
+            model[0].bias[place : place + 1900] = 0
+    x = torch.randn(8, 4)
+    small = sl.compact(model, x)
+    assert small[0].out_features == 200
+    assert (small(x) - model(x)).abs().max() > 1e-5 * model(x).abs().max()
+    agree(small.double(), model.double(), x.double(), 1e-9)
+
+
+class Counted(nn.Module):
+    """As many steps as the data say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x.sum() > 0) + 1):
+            x = self.two(F.relu(self.one(x)))
+        return x
+
+
+def test_a_forward_that_nothing_can_follow_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(model: nn.Module, example_input: Tensor) -> None:
+        raise ImportError("pip install 'sparselayers[prune]'")
+
+    monkeypatch.setattr("sparselayers.sparsify.compact.prune_graph", missing)
+    with pytest.raises(
+        ValueError, match=r"torch.fx \(Counted: .*test_compact.py:\d+: .*\), nor otherwise: pip install"
+    ):
+        sl.compact(Counted(), torch.ones(3, 4))
+    # Where some part of it was made smaller there is nothing to complain of.
+    small = sl.compact(zero(Hidden(mlp(6, 8, 6)), blocks__0__0__weight=1), torch.ones(3, 6))
+    assert small.blocks[0][0].out_features == 7
+
+
+def test_torch_pruning_takes_over_where_torch_fx_gives_up() -> None:
+    pytest.importorskip("torch_pruning")
+    model = zero(drawn(Counted()), one__weight=[1, 2], one__bias=[1, 2])
+    x = torch.randn(3, 4, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert small.one.out_features == 4
+
+
 def test_a_model_that_cannot_be_copied_is_an_error_that_names_the_tensor() -> None:
     model = mlp(4, 4, 4)
     prune.random_unstructured(model[2], "weight", amount=0.3)
@@ -752,3 +808,139 @@ def test_arguments_of_other_kinds() -> None:
         sl.compact(nn.Linear(2, 2), [torch.zeros(3, 2)])
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         sl.compact(nn.Linear(2, 2), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+def test_closed_gates_remove_their_neurons(dim: int) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), sl.HardConcrete(6, dim), nn.Conv2d(6, 3, 3, padding=1))
+    drawn(model)
+    model[2].log_alpha.data[[1, 4]] = -5.0
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert (small[0].out_channels, small[2].n, small[3].in_channels) == (4, 4, 4)
+    assert small.train()(x).shape == (2, 3, 4, 4)
+    agree(sl.load_compact(afresh(model), small.state_dict()), model, x)
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw, as an attribute that was not there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(2, 6, 3), nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = F.relu(self.one(x))
+        return self.two(self.seen.view(-1, 36))
+
+
+def test_a_forward_that_keeps_what_it_saw() -> None:
+    model = zero(drawn(Remembers()), one__weight=2)
+    x = torch.randn(3, 2, 8, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert small.two.in_features == 30
+    copy.deepcopy(small)
+    within = sl.compact(nn.Sequential(model, nn.Linear(3, 2, dtype=torch.float64)), x)
+    assert pickle.loads(pickle.dumps(within))(x).shape == (3, 2)
+
+
+class Auxiliary(nn.Module):
+    """A head that only training has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.one(x))
+        y = self.three(F.relu(self.two(x)))
+        return (y, self.head(x)) if self.training else y
+
+
+def test_what_only_training_reads_stays() -> None:
+    model = zero(drawn(Auxiliary()), one__weight=[1, 2], two__weight=3)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    small = sl.compact(model, x)
+    agree(small, model, x)
+    assert (small.one.out_features, small.two.out_features) == (6, 4)
+    assert [tuple(y.shape) for y in small.train()(x)] == [(3, 2), (3, 2)]
+
+
+def test_small_convolutions_take_the_routine_without_set_up() -> None:
+    convolutions = [nn.Conv2d(3, 4, 5), nn.Conv2d(3, 4, (4, 2), stride=(2, 1), padding=(2, 1), bias=False)]
+    for conv in convolutions:
+        rest = (nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(2, 2, 4, padding=1), nn.Flatten(), nn.LazyLinear(2))
+        model = nn.Sequential(conv, *rest)
+        x = torch.randn(2, 3, 9, 9)
+        model(x)
+        model = zero(drawn(model).float(), **{"0__weight": 1})
+        if conv.bias is not None:
+            conv.bias.data[1] = 0
+        small = sl.compact(model, x)
+        assert type(small[0]) is SmallConv2d
+        assert type(small[2]) is type(small[3]) is nn.Conv2d
+        for batch in (
+            torch.randn(1, 3, 9, 9),
+            torch.randn(500, 3, 9, 9),
+            torch.empty(0, 3, 9, 9),
+            x.to(memory_format=torch.channels_last),
+        ):
+            torch.testing.assert_close(small(batch), model(batch), rtol=1e-4, atol=1e-5)
+        names = [name for name, _ in small.named_parameters()]
+        ours = torch.autograd.grad(small(x).square().sum(), list(small.parameters()))
+        wide = copy.deepcopy(small).double()
+        theirs = torch.autograd.grad(wide(x.double()).square().sum(), list(wide.parameters()))
+        for name, one, other in zip(names, ours, theirs, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(torch.func.vmap(small)(x.unsqueeze(1)).squeeze(1), small(x))
+        torch.testing.assert_close(torch.compile(small, backend="eager", fullgraph=True)(x), small(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert small(x).dtype == torch.bfloat16
+    large = sl.compact(
+        zero(drawn(nn.Sequential(nn.Conv2d(64, 64, 5), nn.ReLU(), nn.Conv2d(64, 8, 1))), **{"0__weight": 1}),
+        torch.randn(1, 64, 9, 9).double(),
+    )
+    assert type(large[0]) is nn.Conv2d
+
+
+def afresh(model: nn.Module) -> nn.Module:
+    """The model with other weights, none of them zero."""
+    fresh = copy.deepcopy(model)
+    for tensor in fresh.state_dict().values():
+        tensor.fill_(0.5)
+    return fresh
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_state_dict_makes_the_small_model_from_the_class(name: str) -> None:
+    model, shape, _ = CASES[name]
+    x = torch.randn(shape, dtype=torch.float64)
+    small = sl.compact(model, x)
+    loaded = sl.load_compact(afresh(model), small.state_dict())
+    agree(loaded, model, x)
+    assert [repr(m).replace("Small", "") for m in loaded.children()] == [
+        repr(m).replace("Small", "") for m in small.children()
+    ]
+    again = sl.load_compact(afresh(small), small.state_dict(), x)
+    agree(again, model, x)
+
+
+def test_a_state_dict_of_a_model_with_sizes_in_its_code() -> None:
+    model = zero(drawn(LeNet(True)), conv2__weight=slice(35), fc1__weight=slice(300))
+    x = torch.randn(3, 1, 28, 28, dtype=torch.float64)
+    small = sl.compact(model, x)
+    loaded = sl.load_compact(afresh(model).train(), small.state_dict(), x)
+    assert loaded.training
+    assert not torch.equal(loaded(x), loaded(x))
+    agree(loaded.eval(), model, x)
+    assert not sl.load_compact(afresh(model), small.state_dict(), x).training
+    with pytest.raises(RuntimeError, match="shape"):
+        sl.load_compact(afresh(model), small.state_dict())(x)
+
+
+def test_the_example_of_a_state_dict_is_of_a_known_kind() -> None:
+    with pytest.raises(TypeError, match="example_input must be"):
+        sl.load_compact(mlp(4, 5, 2), mlp(4, 5, 2).state_dict(), [1])

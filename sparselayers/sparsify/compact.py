@@ -55,7 +55,7 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_example(example_input)
     small = _copied(model)
-    modes = {module: module.training for module in small.modules()}
+    modes = {path: module.training for path, module in small.named_modules()}
     small.eval()
     with torch.no_grad():
         call(small, example_input)  # what is wrong with the example is said in the model's own words
@@ -67,13 +67,12 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
         _prune(small, example_input, shrinker.failures[0])
     if not _agrees(small, asked, wanted) and not _agrees_in_double(model, small, asked):
         raise ValueError(
-            "the outputs of the smaller model are not those of the model: either the model is not a function of its inputs "
-            "alone (random numbers in evaluation mode, a state that moves; take that out of forward), or this is a bug in "
-            "compact(); nothing was changed"
+            "the outputs of the smaller model are not those of the model: the model is not a function of its inputs alone "
+            "(random numbers in evaluation mode, a state that moves: take that out of forward), or rounding alone moves its "
+            "outputs (compact it in float64), or this is a bug in compact(); the model was not changed"
         )
-    small.training = model.training
-    for module, mode in modes.items():
-        module.training = mode
+    for path, module in small.named_modules():
+        module.training = modes.get(path, model.training)
     return small
 
 

@@ -12,23 +12,26 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .compact_parts import resize_modules
 from .compaction.selected import PLAIN, SELECTED
+from .compaction.written_sizes import WrittenSizes
+from .evaluation import Example
+from .gates import HardConcrete
 
 
 @torch.no_grad()
-def load_compact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+def load_compact(model: nn.Module, state_dict: Mapping[str, Tensor], example_input: Example | None = None) -> nn.Module:
     r"""A smaller model as `compact` made it, from its state_dict and a model of the original size.
 
     Args:
         model: a model of the class and sizes that `compact` was given, with any weights; it is not changed.
         state_dict: of the smaller model.
+        example_input: as for `compact`; needed where the code of forward has sizes written in it (`x.view(-1, 800)`).
 
     Returns: a new model with the shapes and values of the state_dict, in the mode (training or evaluation) of the given one.
 
-    Raises: TypeError for what is no module or no mapping; ValueError where the state_dict does not belong to the model, or has
-        a layer smaller that `compact` leaves alone.
+    Raises: TypeError for what is no module or no mapping and for another kind of example; ValueError where the state_dict does
+        not belong to the model, or has a layer smaller that `compact` leaves alone.
 
-    When not to use: where sizes stand in the code of the model and `compact` gave a torch.fx.GraphModule: it is no longer of
-        the model's class; save that module whole.
+    When not to use: where the sparse weights are at hand: `compact` makes the same model of them.
 
     >>> import torch, sparselayers as sl
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
@@ -43,6 +46,7 @@ def load_compact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Modul
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
     small = copy.deepcopy(model)
+    written = None if example_input is None else WrittenSizes(small, example_input)
     resize_modules(small, state_dict)
     for path, module in small.named_modules():
         below = f"{path}." if path else ""
@@ -55,7 +59,7 @@ def load_compact(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Modul
         small.load_state_dict(state_dict)
     except RuntimeError as error:
         raise ValueError(f"state_dict is not of a smaller {type(model).__name__}: {error}") from error
-    return small
+    return small if written is None else written.corrected()
 
 
 def _resize(module: nn.Module, saved: Mapping[str, Tensor | None], path: str) -> None:
@@ -98,9 +102,11 @@ def _sizes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
         return {} if module.groups == module.in_channels else None
     if isinstance(module, _NormBase):
         return {"num_features": next(iter(shapes.values()))[0]}
+    if isinstance(module, HardConcrete):
+        return {"n": shapes["log_alpha"][0]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight[0]}
-    return None
+    return None if type(module).__module__.startswith("torch.nn.") else {}  # a tensor of a module of the user's own
 
 
 def _own(module: nn.Module) -> list[str]:

@@ -46,7 +46,7 @@ def _cut_mixer(mixer: Mixer, alive: Tensor) -> None:
         # Where the columns that stay are now among the channels that come in.
         index = (left.cumsum(0) - 1)[mixer.index[columns]]
         everything = torch.equal(index, torch.arange(int(left.sum())))
-        with_index(layer, None if everything else index.to(layer.weight.device))
+        with_index(layer, None if everything else index.to(layer.weight.device), mixer.output)
 
 
 def _cut_entries(entries: Entries, stays: Tensor) -> None:

@@ -126,7 +126,7 @@ class Flow:
         shape = self.traced.shape(node)
         assert shape is not None
         out, foldable = layers.mixed(layer, into, self.slots.fresh(shape[axis]), axis)
-        self.mixers.append(Mixer(layer, upstream, index, into, out, foldable))
+        self.mixers.append(Mixer(layer, upstream, index, into, out, foldable, shape))
         return out
 
     def _operation(self, node: fx.Node) -> Value:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..gates import HardConcrete
 from .channels import Channels
 from .selected import PLAIN
 
@@ -31,6 +32,7 @@ class Mixer:
         into: the channels at those columns.
         out: the channels that it makes.
         foldable: (inputs,), True where the input is a constant that the bias can take over, or 0.
+        output: the shape of what it gives for the example.
     """
 
     layer: nn.Linear | _ConvNd
@@ -39,6 +41,7 @@ class Mixer:
     into: Channels
     out: Channels
     foldable: Tensor
+    output: torch.Size
 
     def read(self, rows: Tensor) -> Tensor:
         """(inputs,): True where one of the outputs `rows` depends on the input and no bias can stand for it."""
@@ -129,12 +132,15 @@ def depthwise(layer: _ConvNd, into: Channels) -> Channels:
 
 
 def is_per_channel(layer: nn.Module) -> bool:
-    """A normalisation that does not mix channels, or a PReLU with a slope for each."""
-    return type(layer) in BATCH_NORMS + INSTANCE_NORMS or (type(layer) is nn.PReLU and layer.num_parameters > 1)
+    """A normalisation that does not mix channels, a PReLU with a slope for each, random gates."""
+    slopes = type(layer) is nn.PReLU and layer.num_parameters > 1
+    return slopes or type(layer) in (*BATCH_NORMS, *INSTANCE_NORMS, HardConcrete)
 
 
 def entry_axis(layer: nn.Module, ndim: int) -> int:
     """The axis of a per-channel layer's channels."""
+    if isinstance(layer, HardConcrete):
+        return layer.dim % ndim
     return ndim - 1 - int(type(layer).__name__[-2]) if type(layer) in INSTANCE_NORMS else 1
 
 
@@ -142,12 +148,17 @@ def entry_names(layer: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tensors of a per-channel layer, and the attributes that count their entries."""
     if isinstance(layer, nn.PReLU):
         return ("weight",), ("num_parameters",)
+    if isinstance(layer, HardConcrete):
+        return ("log_alpha",), ("n",)
     return ("weight", "bias", "running_mean", "running_var"), ("num_features",)
 
 
 def scaled(layer: nn.Module, into: Channels, ndim: int) -> Channels:
-    """The outputs of a per-channel layer in evaluation mode; constant too where gamma is 0."""
+    """The outputs of a per-channel layer in evaluation mode; constant too where gamma, or the gate, is 0."""
     known, const = torch.zeros_like(into.known), into.const
+    if isinstance(layer, HardConcrete):
+        gates = layer().detach().cpu()
+        return into.learned(into.known | (gates == 0), const * gates.to(const.dtype))
     # Without running statistics a norm takes those of the input, in which a constant is not the same for every input.
     beside = (
         layer.weight if isinstance(layer, nn.PReLU) else layer.running_mean if isinstance(layer, _BatchNorm) else None

@@ -90,16 +90,20 @@ def _move(
         return True, None
     if not may_repair or ops.name_of(node) not in RESHAPES or node.kwargs:
         return False, None
-    assert isinstance(before, Tensor)
     assert isinstance(wanted, Tensor)
+    changed = resized(node, wanted.shape)
+    return (True, changed) if gives(changed) else (False, None)
+
+
+def resized(node: fx.Node, shape: torch.Size) -> Arguments:
+    """The arguments of a view or reshape that gives this shape: its numbers change, -1 and what is computed stay."""
     args: Any = node.args
     packed = not isinstance(args[1], (int, fx.Node))
     sizes = [
         new if isinstance(size, int) and size not in (-1, new) else size
-        for size, new in zip(args[1] if packed else args[1:], wanted.shape, strict=True)
+        for size, new in zip(args[1] if packed else args[1:], shape, strict=True)
     ]
-    changed: Arguments = ((args[0], sizes) if packed else (args[0], *sizes), {})
-    return (True, changed) if gives(changed) else (False, None)
+    return ((args[0], sizes) if packed else (args[0], *sizes)), {}
 
 
 def _pruned(tensors: Any, value: object, alive: Tensor) -> Any:

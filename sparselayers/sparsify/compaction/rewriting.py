@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from .trace import Traced, Tracer
+from .trace import Traced
 
 Changes = dict[fx.Node, tuple[tuple, dict]]  # node -> other arguments for it
 
@@ -16,39 +16,33 @@ class _Differs(Exception):
     """The graph in training is another one."""
 
 
-def modes(traced: Traced) -> Changes | None:
+def modes(traced: Traced, training: fx.Graph | None) -> Changes | None:
     """The operations that depend on the module's mode, with MODE for it among their arguments (a dropout's `training`).
 
     None where training differs from evaluation by more than that, so that one graph cannot stand for both.
     """
-    module = traced.module
-    had = set(vars(module))
-    module.train()
+    if training is None or len(training.nodes) != len(traced.graph.nodes):
+        return None
+    pairs = list(zip(traced.graph.nodes, training.nodes, strict=True))
+    place = {node: i for i, pair in enumerate(pairs) for node in pair}
+    found: Changes = {}
     try:
-        training = Tracer().trace(module)
-        pairs = list(zip(traced.graph.nodes, training.nodes, strict=True))
-        place = {node: i for nodes in zip(*pairs, strict=True) for i, node in enumerate(nodes)}
-        found: Changes = {}
         for node, other in pairs:
             if (node.op, node.target) != (other.op, other.target):
                 return None
             merged = _merged((node.args, node.kwargs), (other.args, other.kwargs), place)
             if merged != (node.args, node.kwargs):
                 found[node] = merged
-        return found
-    except Exception:  # no graph, or nodes that do not pair
+    except _Differs:
         return None
-    finally:
-        for name in set(vars(module)) - had:
-            delattr(module, name)
-        module.eval()
+    return found
 
 
 def _merged(one, other, place: dict[fx.Node, int]):
     """The arguments in evaluation, with MODE where it is False and training has True."""
     if isinstance(one, fx.Node) and isinstance(other, fx.Node) and place[one] == place[other]:
         return one
-    if isinstance(one, (tuple, list)) and type(one) is type(other):
+    if isinstance(one, (tuple, list)) and type(one) is type(other) and len(one) == len(other):
         return type(one)(_merged(a, b, place) for a, b in zip(one, other, strict=True))
     if isinstance(one, dict) and one.keys() == other.keys():
         return {key: _merged(one[key], other[key], place) for key in one}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .small_conv import SmallConv2d, is_small
+
 
 class Selected(nn.Module):
     """Hands the entries `index` of the channel axis to the layer that it is mixed into."""
@@ -31,7 +33,7 @@ class SelectedConv1d(Selected, nn.Conv1d):
     channel_axis = -2
 
 
-class SelectedConv2d(Selected, nn.Conv2d):
+class SelectedConv2d(Selected, SmallConv2d):
     """nn.Conv2d on the channels `index`, as SelectedLinear."""
 
     channel_axis = -3
@@ -49,19 +51,28 @@ SELECTED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: SelectedConv2d,
     nn.Conv3d: SelectedConv3d,
 }
-PLAIN = {selected: plain for plain, selected in SELECTED.items()}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    SmallConv2d: nn.Conv2d,
+    SelectedLinear: nn.Linear,
+    SelectedConv1d: nn.Conv1d,
+    SelectedConv2d: nn.Conv2d,
+    SelectedConv3d: nn.Conv3d,
+}
 
 
-def with_index(layer: nn.Module, index: Tensor | None) -> None:
-    """Make the layer one that selects, or with None one that does not; in place, so that its owner keeps it."""
-    kind = type(layer)
-    if index is None:
-        if kind in PLAIN:
-            del layer.index
-            layer.__class__ = PLAIN[kind]
+def with_index(layer: nn.Module, index: Tensor | None, output: torch.Size) -> None:
+    """Make the layer one that selects, or with None one that does not; in place, so that whoever holds it holds this.
+
+    `output` is the shape of its output on the example, by which a convolution may become a small one.
+    """
+    plain = PLAIN.get(type(layer), type(layer))
+    if index is not None:
+        layer.__class__ = SELECTED[plain]
+        layer.register_buffer("index", index)
         return
-    layer.__class__ = SELECTED.get(kind, kind)
-    layer.register_buffer("index", index)
+    if isinstance(layer, Selected):
+        del layer.index
+    layer.__class__ = SmallConv2d if is_small(layer, output) else plain
 
 
 def index_of(layer: nn.Module, n_inputs: int) -> Tensor:

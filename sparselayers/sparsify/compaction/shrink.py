@@ -14,7 +14,7 @@ from .flow import Flow
 from .liveness import live
 from .replay import replay
 from .rewriting import modes, rewritten
-from .trace import Traced, Untraceable, trace
+from .trace import Traced, Untraceable, in_training, readers, trace
 from .trial import Inputs
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -51,12 +51,19 @@ class Shrinker:
 
     def _graph(self, traced: Traced) -> nn.Module:
         flow = Flow(traced, self._fixed | self._fixed_in(traced))
-        by_mode = None if traced.specialised or id(traced.module) in self._fixed else modes(traced)
-        while True:
+        training = in_training(traced)
+        if training is not None:  # what training reads elsewhere too (a head of its own) keeps its channels
+            other = readers(traced, training)
+            once = readers(traced, traced.graph)
+            odd = {path for path in once if once[path] != other.get(path)}
+            flow.keep(*(node for node in traced.graph.nodes if node.op == "call_module" and node.target in odd))
+        by_mode = None if traced.specialised or id(traced.module) in self._fixed else modes(traced, training)
+        right = False
+        while not right:
             alive = live(flow)
             right, repairs = replay(flow, alive, may_repair=by_mode is not None)
-            if right:
-                break
+            if not right and torch.equal(live(flow), alive):
+                flow.slots.keep(torch.arange(len(alive)))  # what went wrong is nothing that keeping a channel mends
         cut(flow, alive)
         return rewritten(traced, repairs | (by_mode or {})) if repairs else traced.module
 

@@ -29,7 +29,7 @@ class Traced:
         metas: what each node gave for the example; tensors without their data.
         read: ids of the tensors that forward took from a module itself, past the layer that owns them.
         closed: paths of the modules whose own forward could not be followed; each is one node of the graph.
-        specialised: whether an argument that is no tensor was taken as it is in the example.
+        specialised: by name, the arguments that are no tensors, taken as they are in the example.
         constants: tensors that forward makes, by the names that the graph has for them.
     """
 
@@ -38,7 +38,7 @@ class Traced:
     metas: dict[fx.Node, object]
     read: set[int]
     closed: tuple[str, ...]
-    specialised: bool
+    specialised: dict[str, object]
     constants: dict[str, Tensor] = field(default_factory=dict)
 
     def layer(self, node: fx.Node) -> nn.Module:
@@ -53,7 +53,7 @@ class Traced:
 
 def trace(module: nn.Module, call: Inputs) -> Traced:
     """The graph of module(*call) in the mode that it is in; Untraceable where there is none."""
-    had = set(vars(module))
+    had = {inner: dict(vars(inner)) for inner in module.modules()}
     tracer = Tracer()
     constants: dict[str, Tensor] = {}
     try:
@@ -68,9 +68,65 @@ def trace(module: nn.Module, call: Inputs) -> Traced:
     except Exception as error:  # whatever stops it, there is no graph
         raise Untraceable(_where(error)) from error
     finally:
-        for name in set(vars(module)) - had:
-            constants[name] = vars(module).pop(name)
-    return Traced(module, graph, recorder.metas, tracer.read, tuple(tracer.closed), bool(specialised), constants)
+        constants.update(_restored(had))
+    return Traced(module, graph, recorder.metas, tracer.read, tuple(tracer.closed), specialised, constants)
+
+
+def _restored(had: dict[nn.Module, dict[str, object]]) -> dict[str, Tensor]:
+    """Put back the attributes that tracing left other values in (state that forward keeps); returns the tensors it added."""
+    made: dict[str, Tensor] = {}
+    for module, attributes in had.items():
+        for name, value in list(vars(module).items()):
+            if name not in attributes:
+                delattr(module, name)
+                if isinstance(value, Tensor):
+                    made[name] = value
+            elif isinstance(value, fx.Proxy):
+                setattr(module, name, attributes[name])
+    return made
+
+
+def in_training(traced: Traced) -> fx.Graph | None:
+    """The graph of the module in training mode; None where there is none."""
+    module = traced.module
+    had = {inner: dict(vars(inner)) for inner in module.modules()}
+    modes = {inner: inner.training for inner in module.modules()}
+    module.train()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return Tracer().trace(module, concrete_args=traced.specialised or None)
+    except Exception:  # whatever stops it
+        return None
+    finally:
+        _restored(had)
+        for inner, mode in modes.items():
+            inner.training = mode
+
+
+def readers(traced: Traced, graph: fx.Graph) -> dict[str, set[str]]:
+    """Path of a layer with parameters -> the paths of those that come next, and "output" for what is given back."""
+
+    def has_parameters(node: fx.Node) -> bool:
+        return node.op == "call_module" and any(True for _ in traced.layer(node).parameters())
+
+    found: dict[str, set[str]] = {}
+    for node in graph.nodes:
+        if has_parameters(node):
+            todo, seen = list(node.users), set()
+            while todo:
+                user = todo.pop()
+                if has_parameters(user) or user.op == "output":
+                    found.setdefault(str(node.target), set()).add(str(user.target))
+                elif user not in seen:
+                    seen.add(user)
+                    todo += user.users
+    return found
+
+
+def positional(module: nn.Module, call: Inputs) -> list[object]:
+    """The arguments of a call in the order of forward's parameters."""
+    return _arguments(module, call)[0]
 
 
 def _arguments(module: nn.Module, call: Inputs) -> tuple[list[object], dict[str, object]]:
