@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,26 +42,23 @@ def test_the_choice_is_the_largest_gain_within_the_bound() -> None:
 
 
 def test_a_feature_is_an_input_with_its_weights_to_all_outputs() -> None:
-    model = cges.network()
-    weight = model[3].weight
-    rows = cges.features("3.weight", weight)
+    weight = torch.randn(16, 8, 5, 5)
+    rows = cges.features("conv.weight", weight)
     assert rows.shape == (8 * 25, 16)
     torch.testing.assert_close(rows.view(8, 5, 5, 16), weight.permute(1, 2, 3, 0))
     assert rows.data_ptr() == weight.data_ptr()
-    with torch.no_grad():
-        assert cges.network()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("method", list(cges.RUNS))
 def test_the_steps_of_a_method_are_its_maps_layer_by_layer(method: str) -> None:
     torch.manual_seed(0)
-    model = cges.network()
+    model = neurons.network(20, 9, 8, 5)
     before = copy.deepcopy(model)
     for step in cges.steps(model, method, 0.3):
         step(0.1)
     for layer, name in enumerate(cges.LAYERS):
         old = cges.features(name, before.get_parameter(name)).detach()
-        mu = F.cges_mu(layer, 4)
+        mu = F.cges_mu(layer, 3)
         expected = {
             "none": lambda v: v,
             "l2": lambda v: v / 1.03,
@@ -68,8 +66,8 @@ def test_the_steps_of_a_method_are_its_maps_layer_by_layer(method: str) -> None:
             "group": lambda v: F.group_soft_threshold(v, 0.03),
             "exclusive": lambda v: F.exclusive_threshold(v, 0.03),
             "CGES, exact prox": lambda v, mu=mu: sl.GroupExclusive(mu).prox(v, 0.03),
-            "CGES, linearised step": lambda v, mu=mu: F.cges_linearized_step(v, 0.03, mu),
-        }[method](old)
+            "CGES, linearised": lambda v, mu=mu: F.cges_linearized_step(v, 0.03, mu),
+        }[method.removesuffix(", every step")](old)
         torch.testing.assert_close(cges.features(name, model.get_parameter(name)).detach(), expected)
 
 
@@ -121,3 +119,16 @@ def test_a_quick_run_has_its_tables_and_is_not_run_twice(
     assert all(table["what"] and table["rows"] for table in tables)
     monkeypatch.setattr(subject, "run", lambda *_: pytest.fail("a finished run is run again"))
     assert subject.tables(options, record.Records(tmp_path, "x")) == tables
+
+
+@pytest.mark.parametrize(("subject", "shown"), [("cges", (0, 1))])
+def test_the_page_has_the_tables_of_the_runs(subject: str, shown: tuple[int, ...]) -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        markdown = importlib.import_module("tables").markdown
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    results = json.loads((BENCHMARKS / f"networks-{subject}.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "networks.md").read_text()
+    for i in shown:
+        assert f"\n{markdown(results['tables'][i]['rows'])}\n" in page

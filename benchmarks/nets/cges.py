@@ -15,36 +15,31 @@ from sparselayers import plotting
 
 from .data import Split, mnist
 from .hoyer import falls
+from .neurons import network
 from .record import Record, Records
 from .train import Plan, Trainer, error, fit
 
 TITLE = "Group, exclusive and combined sparsity (CGES) on MNIST"
-FILTERS, HIDDEN = (8, 16), 256  # a quarter of the CGES paper's
-LAYERS = ("0.weight", "3.weight", "7.weight", "9.weight")
-RATE, EPOCHS = 0.1, 4
-EVERY = 10  # steps of SGD from prox to prox, with EVERY times the rate
+WIDTHS = (784, 300, 100, 10)
+LAYERS = ("0.weight", "2.weight", "4.weight")
+RATE, MOMENTUM, EPOCHS = 0.05, 0.9, 4
+EVERY = 10  # steps of SGD from prox to prox, with EVERY times their length
 RUNS = {
     "none": (0.0,),
+    "group": (6e-4, 1.2e-3, 2.5e-3, 5e-3),
+    "exclusive": (1e-4, 3e-4, 1e-3),
+    "CGES, exact prox": (3e-4, 6e-4, 1.2e-3, 2.5e-3),
+    "CGES, linearised": (3e-4, 6e-4, 1.2e-3, 2.5e-3),
+    "CGES, linearised, every step": (3e-4, 6e-4, 1.2e-3, 2.5e-3),
+    "l1": (3e-5, 1e-4, 3e-4),
     "l2": (1e-3,),
-    "l1": (1e-4, 3e-4, 1e-3),
-    "group": (3e-4, 1e-3, 3e-3),
-    "exclusive": (3e-4, 1e-3, 3e-3),
-    "CGES, exact prox": (3e-4, 1e-3, 3e-3),
-    "CGES, linearised step": (3e-4, 1e-3, 3e-3),
 }
+NEURONS = 24  # of the first layer, in a picture
 SHOWN = ("group", "exclusive", "CGES, exact prox")
 
 
-def network() -> nn.Sequential:
-    """The paper's net at a quarter of its width: two convolutions that keep the size, a hidden layer, ten classes."""
-    a, b = FILTERS
-    convolutions = [nn.Conv2d(1, a, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-    convolutions += [nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(49 * b, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10))
-
-
 def features(name: str, parameter: Tensor) -> Tensor:
-    """The paper's groups, (inputs, outputs): what one input feature (of a filter: channel and place) gives to all outputs."""
+    """The paper's groups, (inputs, outputs): what one input (of filters: a channel and a place) gives to all outputs."""
     return parameter.flatten(1).mT
 
 
@@ -60,7 +55,7 @@ def steps(model: nn.Module, method: str, lam: float) -> list[Callable[[float], N
     """What is done to each layer with a step size."""
     if method == "none":
         return []
-    if method == "CGES, linearised step":
+    if "linearised" in method:
 
         @torch.no_grad()
         def linearised(step: float) -> None:
@@ -75,17 +70,19 @@ def steps(model: nn.Module, method: str, lam: float) -> list[Callable[[float], N
 
 def run(method: str, lam: float, data: Split, plan: Plan, checkpoint: Path) -> Record:
     def build(model: nn.Module) -> Trainer:
-        sgd, proxes = torch.optim.SGD(model.parameters(), RATE), steps(model, method, lam)
+        sgd, proxes = torch.optim.SGD(model.parameters(), RATE, MOMENTUM), steps(model, method, lam)
+        every = 1 if method.endswith("every step") else EVERY
 
         def after(step: int) -> None:
-            if step % EVERY == EVERY - 1:
+            if step % every == every - 1:
                 for prox in proxes:
-                    prox(EVERY * sgd.param_groups[0]["lr"])
+                    # Momentum adds up gradients and no proxes: so lam counts as lam.
+                    prox(every * sgd.param_groups[0]["lr"] / (1 - MOMENTUM))
 
         return Trainer(sgd, after_step=after)
 
     torch.manual_seed(plan.seed)
-    start = network()
+    start = network(*WIDTHS)
     model, seconds = fit(start, data.x, data.y, plan, build, checkpoint=checkpoint, name=f"{method} {lam:g}")
     weights = [features(name, model.get_parameter(name)) for name in LAYERS]
     used = [(w != 0).sum(1) for w in weights]  # outputs that each input feature feeds
@@ -106,8 +103,8 @@ def share(used: Tensor, weight: Tensor) -> float:
 
 
 def tables(options: argparse.Namespace, records: Records) -> list[Record]:
-    data = mnist(options.data).to(options.device)
-    plan = Plan(1, batch=10, rate=falls)
+    data = mnist(options.data).flat().to(options.device)
+    plan = Plan(1, batch=20, rate=falls)
     if not options.quick:
         plan = Plan(54 if options.full else EPOCHS, bf16=True, rate=falls)
     found = {
@@ -125,12 +122,12 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
         {"penalty": method, "lam": lam, **{f"layer {i + 1} %": each for i, each in enumerate(record["sharing"])}}
         for (method, lam), record in found.items()
     ]
-    net = f"{FILTERS[0]}c5-{FILTERS[1]}c5-{HIDDEN}-10 (a quarter of the paper's widths)"
+    net = "-".join(map(str, WIDTHS))
     return [
         {
-            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD at the rate {RATE}, batch {plan.batch}, one seed; the "
-            f"penalty's step after every {EVERY}th one with {EVERY} times the rate; a feature is an input with its weights to "
-            "all outputs",
+            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD, rate {RATE}, momentum {MOMENTUM}, batch {plan.batch}, one "
+            f"seed; the penalty's step after every {EVERY}th one with {EVERY} times its length; a feature is an input with its "
+            "weights to all outputs of a layer",
             "rows": rows,
         },
         {"what": "Sharing: the part of a layer's outputs that a feature left in it feeds", "rows": shares},
@@ -138,7 +135,7 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
 
 
 def pictures(folder: Path, found: dict[tuple[str, float], Record], records: Records) -> None:
-    """Error against zeros; which features feed which class; the first filters; sharing layer by layer."""
+    """Error against zeros; which features feed which class; what the strongest neurons of the first layer read."""
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(dict.fromkeys(method for method, _ in found))
     points = {
@@ -146,20 +143,18 @@ def pictures(folder: Path, found: dict[tuple[str, float], Record], records: Reco
     }
     labels = {"xlabel": "weights that are exactly 0, %", "ylabel": "test error, %"}
     plotting.against(points, title="Group, exclusive and both: what zeros cost", **labels).savefig(
-        folder / "cges-error.png"
+        folder / "networks-cges-error.png"
     )
     shown = {method: max(lam for name, lam in found if name == method) for method in SHOWN}
-    sharing = {method: list(enumerate(found[method, lam]["sharing"], 1)) for method, lam in shown.items()}
-    labels = {"xlabel": "layer", "ylabel": "outputs that a feature feeds, %"}
-    plotting.against(sharing, title="Sharing in low layers, competition in high ones", **labels).savefig(
-        folder / "cges-sharing.png"
-    )
     models = {
         m: torch.load(records.checkpoint(f"{m} {lam:g}"), weights_only=False)["model"] for m, lam in shown.items()
     }
     last = {method: model.get_parameter(LAYERS[-1]) for method, model in models.items()}
     title = "Which hidden feature feeds which class"
-    plotting.weight_pattern(last, title=title, xlabel="feature", ylabel="class").savefig(folder / "cges-classes.png")
-    first = torch.cat([features("", model.get_parameter(LAYERS[0])) for model in models.values()], 1)
-    title = f"First filters, from the top: {', '.join(shown)}"
-    plotting.atoms(first, title=title, columns=FILTERS[0]).savefig(folder / "cges-filters.png")
+    plotting.weight_pattern(last, title=title, xlabel="feature", ylabel="class").savefig(
+        folder / "networks-cges-classes.png"
+    )
+    strongest = [features("", m.get_parameter(LAYERS[0])) for m in models.values()]
+    strongest = [w[:, w.norm(dim=0).argsort(descending=True)[:NEURONS]] for w in strongest]
+    title = f"What the {NEURONS} strongest neurons read; from the top: group, exclusive, CGES"
+    plotting.atoms(torch.cat(strongest, 1), title=title, columns=NEURONS).savefig(folder / "networks-cges-pixels.png")

@@ -200,11 +200,11 @@ PENALTIES = {
 }
 METHODS = {
     "none": Method((0.0,), without),
-    "group lasso": Method((1e-4, 3e-4), by_prox(group_lasso)),
-    "sparse group lasso": Method((7e-5, 2e-4), by_prox(sparse_group_lasso)),
-    "CGES, exact prox": Method((3e-4, 2e-3), by_prox(cges)),
-    "CGES, the paper's step": Method((3e-4, 2e-3), linearised),
-    "l0, gates": Method((1e-5, 3e-5), with_gates, shrinks=False, before=gated, after=ungated),
-    "sparse group l0asso, Algorithm 1": Method((1e-4, 3e-4), decomposition, shrinks=False),
-    "sparse group l0asso, exact prox": Method((5e-5, 2e-4), by_prox(sparse_group_l0)),
+    "group lasso": Method((5e-4, 2e-4), by_prox(group_lasso)),
+    "sparse group lasso": Method((4e-4, 2e-4), by_prox(sparse_group_lasso)),
+    "CGES, exact prox": Method((2e-3, 5e-4), by_prox(cges)),
+    "CGES, the paper's step": Method((2e-3, 5e-4), linearised),
+    "l0, gates": Method((3e-5, 3e-4), with_gates, shrinks=False, before=gated, after=ungated),
+    "sparse group l0asso, Algorithm 1": Method((3e-4, 1e-4), decomposition, shrinks=False),
+    "sparse group l0asso, exact prox": Method((3e-4, 1e-4), by_prox(sparse_group_l0)),
 }
