@@ -45,7 +45,7 @@ KEPT, FREEZE = 0.4, 0.4  # of the parameters, at most; of the steps, with the pe
 RIDGE = {"MNIST": 2e-3, "Covertype": 0.0, "SDD": 0.0}  # after the freeze: on MNIST the network overfits
 # Of all strengths, of the rows and of those that freeze: the networks differ in size and in loss.
 SCALE = {"MNIST": (1.0, 1.0), "Covertype": (4.0, 2.0), "SDD": (10.0, 3.0)}
-EPOCHS = {"MNIST": (12, 24), "Covertype": (10, 20), "SDD": (150, 300)}  # of the rows, and of those that freeze
+EPOCHS = {"MNIST": (12, 36), "Covertype": (10, 20), "SDD": (150, 300)}  # of the rows, and of those that freeze
 BATCH, LR = 256, 4e-3
 # A weight stays at 0 while the mean of its gradients is below lam: over ten steps that mean is mostly noise.
 BETAS = (0.98, 0.999)
@@ -201,11 +201,11 @@ def row(job: Job, record: Record, lam: float, small: float, total: int) -> Recor
         "lam": lam,
         "accuracy": float(test.mean()),
         "deviation": float(test.std()),
-        "inputs active": mean(record, "inputs", lam),
-        "hidden active": None if job.network == "logistic" else mean(record, "hidden", lam),
-        "parameters kept": mean(record, "kept", lam),
+        "inputs active": round(mean(record, "inputs", lam)),
+        "hidden active": None if job.network == "logistic" else round(mean(record, "hidden", lam)),
+        "parameters kept": round(mean(record, "kept", lam)),
         "kept %": 100 * mean(record, "kept", lam) / total,
-        "compacted": small,
+        "compacted": round(small),
         "of": total,
         "epochs": record["epochs"],
         "CPU s a network": record["seconds"] / len(record["grid"]),
@@ -280,8 +280,14 @@ def page(rows: list[Record]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for found in rows:
         accuracy = f"{found['accuracy']:.4f} ± {found['deviation']:.4f}"
-        hidden = "" if found["hidden active"] is None else f"{found['hidden active']:.0f}"
-        counts = (f"{found['inputs active']:.0f}", hidden, f"{found['parameters kept']:.0f}", f"{found['kept %']:.1f}")
-        cells = (found["data"], found["network"], found["penalty"], accuracy, *counts, f"{found['compacted']:.0f}")
+        hidden = "" if found["hidden active"] is None else found["hidden active"]
+        counts = (
+            found["inputs active"],
+            hidden,
+            found["parameters kept"],
+            f"{found['kept %']:.1f}",
+            found["compacted"],
+        )
+        cells = (found["data"], found["network"], found["penalty"], accuracy, *map(str, counts))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
