@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 import sparselayers as sl
 from sparselayers.ops.diagonal import Diagonal
-from sparselayers.ops.kernels.weights import compete_, shrink_
+from sparselayers.ops.kernels.weights import compete_, keep_, shrink_
 from sparselayers.sparsify.groups import cut_model
 from sparselayers.sparsify.metric import Rate
 from sparselayers.sparsify.multitensor import SMALL, prox_
 
 pytest.importorskip("numba")
+from sparselayers.ops.kernels.numba_tools import PARALLEL
 
 FAMILY = [
     sl.L1(),
@@ -24,8 +25,15 @@ FAMILY = [
     sl.SparseGroup(),
     sl.SparseGroup(ratio=0.1),
     sl.Exclusive(),
+    sl.L0(),
+    sl.GroupL0(),
+    sl.MCP(),
+    sl.MCP(gamma=0.1),
+    sl.GroupMCP(),
+    sl.GroupMCP(gamma=0.1),
+    sl.ElasticNet(),
 ]
-SERVED_IN_METRIC = [p for p in FAMILY if not isinstance(p, sl.Exclusive)]
+SERVED_IN_METRIC = [p for p in FAMILY if not isinstance(p, sl.Exclusive | sl.GroupMCP | sl.ElasticNet)]
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0) -> Tensor:
@@ -84,7 +92,7 @@ def test_ends_of_the_range(penalty: sl.Penalty) -> None:
         assert penalty._prox_(found, 0.2, metric)
         spoilt = found[2].isnan()
         assert spoilt[5]
-        assert spoilt.all() or isinstance(penalty, sl.L1), "an entry of its own where the penalty is separable"
+        assert spoilt.sum() == (1 if penalty.separable else 70), "an entry of its own where the penalty is separable"
         assert not found[[0, 1, 3, 4, 5]].isnan().any()
         assert (found[1] == 0).all()
     found = v.clone()
@@ -121,6 +129,62 @@ def test_a_metric_of_any_spread(dtype: torch.dtype) -> None:
             close(found, plain(penalty, v, t, metric))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_a_metric_whose_first_entries_mislead(dtype: torch.dtype) -> None:
+    """The root of a long row is guessed from its beginning: which may be nothing, far stronger, weaker or larger; inf stays."""
+    v, metric = randn(6, 1500, dtype=dtype), metric_of(6, 1500, dtype=dtype)
+    v[0, :512] = 0
+    metric[1, :512] *= 1e-6
+    metric[2, :512] *= 1e6
+    v[3, :512] *= 1e-8
+    v[4, :512] *= 1e8
+    metric[5, 7] = math.inf
+    for share in (1e-3, 0.3, 0.999):
+        t = share * torch.linalg.vector_norm((metric * v).double(), dim=1, keepdim=True).clamp_max(1e6)
+        found = v.clone()
+        assert sl.GroupL2()._prox_(found, t, metric)
+        unit = v.abs().amax(1, keepdim=True)
+        close(found / unit, plain(sl.GroupL2(), v, t, metric) / unit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_rows_that_compete_to_any_end(dtype: torch.dtype) -> None:
+    """Strengths that move nothing and that leave one entry; ties, a row that takes Newton many passes, one entry alone."""
+    hard = 1 - 2.0 ** -torch.arange(1, 2001, dtype=torch.float64).clamp(max=25)
+    rows = torch.stack(
+        [randn(2000), randn(2000, seed=1).sigmoid(), torch.ones(2000), hard, randn(2000).exp(), randn(2000) ** 5]
+    )
+    for t in (1e-300, 1e-9, 1e-4, 1.0, 1e4, 1e9):
+        for v in (rows.to(dtype), rows[:, :1].to(dtype).contiguous()):
+            found = v.clone()
+            assert compete_(found, t)
+            exact = plain(sl.Exclusive(), v, t)
+            # What is left of a row may be far smaller than its entries: its digits are there up to t = 1.
+            largest = exact.abs().amax(1, keepdim=True) if t <= 1 else 1.0
+            close((found.double() / largest).to(dtype), exact / largest)
+            assert (found != 0).any(1).all(), "no row vanishes"
+
+
+@pytest.mark.parametrize("penalty", FAMILY, ids=repr)
+@torch.no_grad()
+def test_the_number_of_threads_changes_nothing(penalty: sl.Penalty) -> None:
+    v, metric = randn(301, 120, dtype=torch.float32), metric_of(301, 120, dtype=torch.float32)
+    assert v.numel() >= PARALLEL
+    threads = torch.get_num_threads()
+    for d in (None, metric) if penalty in SERVED_IN_METRIC else (None,):
+        found = []
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                found.append(v.clone())
+                assert penalty._prox_(found[-1], 0.2, d)
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(*found)
+
+
 @torch.no_grad()
 def test_what_no_kernel_takes() -> None:
     v = randn(8, 6)
@@ -129,6 +193,8 @@ def test_what_no_kernel_takes() -> None:
     assert not shrink_(v, 0.1, 0.1, torch.ones(8, 6)), "a metric of another dtype"
     assert not shrink_(v, 0.1, 0.1, torch.ones(6, dtype=torch.float64))
     assert not compete_(v[:, :3], 0.1)
+    assert not keep_(v.T, 0.1, None, None, True)
+    assert not keep_(v, 0.1, 3.0, torch.ones(8, 6), False)
     with torch.enable_grad():
         assert not shrink_(v, 0.1, 0.1, None), "a graph wants the plain path"
     with sl.kernels(False):
@@ -137,7 +203,11 @@ def test_what_no_kernel_takes() -> None:
 
 @torch.no_grad()
 def test_a_change_in_place_is_told_to_autograd() -> None:
-    for change in (lambda v: shrink_(v, 0.1, 0.0, None), lambda v: compete_(v, 0.1)):
+    for change in (
+        lambda v: shrink_(v, 0.1, 0.0, None),
+        lambda v: compete_(v, 0.1),
+        lambda v: keep_(v, 0.1, None, None, False),
+    ):
         v = randn(8, 6)
         before = v._version
         assert change(v)
@@ -155,7 +225,7 @@ LAYERS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("groups", ["output", "input", "element", "neuron"])
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("penalty", [sl.L1(), sl.SparseGroup(), sl.Exclusive(), sl.LInf()], ids=repr)
+@pytest.mark.parametrize("penalty", [sl.L1(), sl.SparseGroup(), sl.Exclusive(), sl.LInf(), sl.GroupL0()], ids=repr)
 @torch.no_grad()
 def test_every_layout_and_metric(penalty: sl.Penalty, layer: str, groups: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def test_a_quick_run_has_its_tables_and_is_not_run_twice(
     assert subject.tables(options, record.Records(tmp_path, "x")) == tables
 
 
-@pytest.mark.parametrize(("subject", "shown"), [("cges", (0, 1))])
+@pytest.mark.parametrize(("subject", "shown"), [("cges", (0, 1)), ("hoyer", (0,)), ("neurons", (1, 2))])
 def test_the_page_has_the_tables_of_the_runs(subject: str, shown: tuple[int, ...]) -> None:
     sys.path.insert(0, str(BENCHMARKS))
     try:
@@ -131,4 +131,4 @@ def test_the_page_has_the_tables_of_the_runs(subject: str, shown: tuple[int, ...
     results = json.loads((BENCHMARKS / f"networks-{subject}.json").read_text())
     page = (BENCHMARKS.parent / "docs" / "networks.md").read_text()
     for i in shown:
-        assert f"\n{markdown(results['tables'][i]['rows'])}\n" in page
+        assert f"\n{markdown(results['tables'][i]['rows'])}" in page

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.diagonal import Diagonal
-from ..ops.kernels.weights import compete_, shrink_
+from ..ops.kernels.weights import compete_, keep_, shrink_
 from ..ops.norm import norm, strength, upcast
 from ..ops.project import clip_l1, compete
 from ..ops.root import newton_root
@@ -119,6 +119,9 @@ class GroupL0(Penalty):
         t = strength(t, length)
         kept = torch.where((length > hard_bound(t)) | (t == 0), v, 0)
         return torch.where(length.isnan(), length, kept)
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return keep_(rows, t, None, metric, by_row=True)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         length = norm(c).squeeze(-1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
+from ..ops.kernels.weights import keep_
 from ..ops.nonconvex import by_entry, l_half, larger_root, log_sum, mcp, scad, transformed_l1
 from ..ops.norm import upcast
 from ..ops.root import newton_root
@@ -189,6 +191,9 @@ class MCP(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         return by_entry(v, in_metric(t, metric), lambda size, t: mcp(size, t, self.gamma))
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return keep_(rows, t, self.gamma, metric, by_row=False)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         return nudged_up(last_strength(upcast(c).abs().amax(-1), step, self.gamma), c.dtype)

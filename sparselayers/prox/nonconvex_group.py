@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.diagonal import Diagonal
+from ..ops.kernels.weights import keep_
 from ..ops.nonconvex import by_row, mcp
 from ..ops.norm import norm, strength, upcast
 from ..ops.project import signed
@@ -99,6 +101,9 @@ class GroupMCP(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         return by_row(v, t, lambda length, t: mcp(length, t, self.gamma))
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return metric is None and keep_(rows, t, self.gamma, None, by_row=True)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         return nudged_up(last_strength(norm(c).squeeze(-1), step, self.gamma), c.dtype)

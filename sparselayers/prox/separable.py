@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.diagonal import Diagonal
-from ..ops.kernels.weights import shrink_
+from ..ops.kernels.weights import keep_, shrink_
 from ..ops.norm import upcast
 from ..ops.shrink import hard_bound, hard_threshold, soft_threshold
 from .base import Penalty, nudged_up
@@ -112,6 +112,13 @@ class ElasticNet(Penalty):
         shrunk = soft_threshold(v, self.ratio * t) if self.ratio else v
         return shrunk / (1 + (1 - self.ratio) * t) if self.ratio < 1 else shrunk
 
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        if metric is not None or not shrink_(rows, self.ratio * t if self.ratio else 0.0, 0.0, None):
+            return False
+        if self.ratio < 1:
+            rows.div_(1 + (1 - self.ratio) * t)
+        return True
+
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         if self.ratio == 0:
             return super()._lam_max(c, step)
@@ -168,6 +175,9 @@ class L0(Penalty):
 
     def _prox(self, v: Tensor, t: float | Tensor, metric: Tensor | None) -> Tensor:
         return hard_threshold(v, hard_bound(in_metric(t, metric)))
+
+    def _prox_(self, rows: Tensor, t: float | Tensor, metric: Tensor | Diagonal | None) -> bool:
+        return keep_(rows, t, None, metric, by_row=False)
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         largest = upcast(c).abs().amax(-1)

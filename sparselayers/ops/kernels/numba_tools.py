@@ -36,15 +36,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def compiled(parallel: bool = False, counted: bool = True):
-    """numba.njit, kept on disk where there is a place for it.
+def compiled(parallel: bool = False, counted: bool = True, exact: bool = False):
+    """numba.njit, kept on disk where there is a place for it; exact=True keeps the order of sums and differences.
 
     counted=False is for what makes no arrays of its own: the views that it takes are then not counted as references,
     which in short loops costs more than the work.
     """
 
     def compile_(function):
-        options = {"nogil": True, "fastmath": REASSOCIATE, "parallel": parallel, "error_model": "numpy"}
+        options = {"nogil": True, "fastmath": not exact and REASSOCIATE, "parallel": parallel, "error_model": "numpy"}
         if not counted:
             options["_nrt"] = False
         try:
