@@ -226,3 +226,13 @@ def test_moved_pictures_keep_their_shape_and_most_of_their_ink() -> None:
     assert (moved.sum((1, 2, 3)) / 64).sub(1).abs().max() < 0.5
     assert (moved != x).any()
     torch.testing.assert_close(load("augment").jitter(x, 0.0, 0.0, 0.0), x, atol=1e-5, rtol=0)
+
+
+def test_the_page_shows_what_the_benchmark_found() -> None:
+    page = (ROOT / "docs" / "networks.md").read_text()
+    rows = json.loads((BENCHMARKS / "networks-lenet.json").read_text())["tables"][0]["rows"]
+    for row in rows:
+        numbers = [
+            f"{row[name]:g}" for name in ("weights zero %", "neurons zero %", "test error %", "epochs", "minutes")
+        ]
+        assert " | ".join([f"| {row['method']}", *numbers]) + " |" in page, row["method"]

@@ -125,9 +125,9 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
     net = "-".join(map(str, WIDTHS))
     return [
         {
-            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD, rate {RATE}, momentum {MOMENTUM}, batch {plan.batch}, one "
-            f"seed; the penalty's step after every {EVERY}th one with {EVERY} times its length; a feature is an input with its "
-            "weights to all outputs of a layer",
+            "what": f"MNIST by {net}, {plan.epochs} epochs of SGD, rate {RATE}, momentum {MOMENTUM}, batch {plan.batch}, bf16, "
+            f"one seed; the penalty's step after every {EVERY}th one with {EVERY} times its length; a feature is an input with "
+            "its weights to all outputs of a layer",
             "rows": rows,
         },
         {"what": "Sharing: the part of a layer's outputs that a feature left in it feeds", "rows": shares},

@@ -133,9 +133,7 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
         picture(options.pictures, rows)
     bound = rows[0]["held-out error %"] + SLACK + 1e-9  # for the rounding of the sum
     chosen = most(rows[1:], "penalty", "compression", bound)
-    schedule = (
-        f"{phases[0]} dense epochs, {phases[1]} sparse, {phases[2]} with the zeros held, batch 100, Adam, one seed"
-    )
+    schedule = f"{phases[0]} dense epochs, {phases[1]} sparse, {phases[2]} with the zeros held, batch 100, Adam, bf16, one seed"
     how = f"the prox after every {EVERY}th step of Adam with {EVERY} times its rate, lam rising for 3/4 of the sparse phase"
     return [
         {

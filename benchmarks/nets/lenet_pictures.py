@@ -10,13 +10,14 @@ from nets.record import Record
 from nets.slim import PARAMETERS, grown
 from sparselayers import plotting
 
+WORST = 5.0  # % of test error; what is worse is not drawn
 Points = list[tuple[float, float]]
 
 
 def draw(rows: list[Record], ours: list[Record], published: dict[str, tuple], best: nn.Module, folder: Path) -> None:
     """Test error over zeros, a line a method; the whole network's filters, kernels and places with what is zero in white."""
     lines: dict[str, Points] = {}
-    for row in rows + ours:
+    for row in (run for run in rows + ours if run["test"] < WORST):
         lines.setdefault(row["method"], []).append((100 - 100 * row["weights"] / PARAMETERS, row["test"]))
     lines |= {f"{name}, published": [(zeros, error)] for name, (zeros, _, error) in published.items() if zeros > 50}
     labels = {"xlabel": "% of 431,080 parameters that are exactly 0", "ylabel": "test error, %"}
