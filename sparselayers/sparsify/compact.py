@@ -6,13 +6,16 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from .compact_parts import shrink_modules
 from .compact_pruning import prune_graph
+from .compaction.selected import Selected
 from .compaction.shrink import Shrinker
-from .compaction.trial import Inputs, agree, answers, as_inputs, questions
+from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
 from .evaluation import Example, call, check_example
+from .timing import repeated, rows_of
 
 
 def compact(model: nn.Module, example_input: Example) -> nn.Module:
@@ -54,11 +57,12 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_example(example_input)
+    _check_weights(model)
     small = _copied(model)
     modes = {path: module.training for path, module in small.named_modules()}
     small.eval()
     with torch.no_grad():
-        call(small, example_input)  # what is wrong with the example is said in the model's own words
+        call(small, fresh(example_input))  # what is wrong with the example is said in the model's own words
     asked, wanted = _questions(small, example_input)
     shrink_modules(small, example_input)
     shrinker = Shrinker(small, asked[0])
@@ -71,14 +75,36 @@ def compact(model: nn.Module, example_input: Example) -> nn.Module:
             "(random numbers in evaluation mode, a state that moves: take that out of forward), or rounding alone moves its "
             "outputs (compact it in float64), or this is a bug in compact(); the model was not changed"
         )
+    kept = dict(model.named_buffers())
     for path, module in small.named_modules():
         module.training = modes.get(path, model.training)
+        for name, buffer in module.named_buffers(recurse=False):
+            old = kept.get(f"{path}.{name}" if path else name)
+            if old is not None and old.shape == buffer.shape and not isinstance(module, Selected):
+                buffer.data = old.detach().clone()  # as it was before forward ran, which may count its calls there
     return small
+
+
+def _check_weights(model: nn.Module) -> None:
+    """ValueError for a model whose weights are not there to be looked at, or that is no longer code."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a scripted module cannot be made smaller; compact the model first, then use torch.jit")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} is not initialised yet; call the model once on an example first")
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device and has no values, which say what can go; load the weights first"
+            )
 
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
+    except TypeError as error:
+        raise ValueError(
+            f"the model cannot be copied: {error}; take what that is out of its attributes first"
+        ) from error
     except RuntimeError as error:
         made = [
             f"{path}.{name}" if path else name
@@ -93,8 +119,14 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _questions(model: nn.Module, example_input: Example) -> tuple[list[Inputs], list[list[Tensor]]]:
-    """The example, random numbers of its shape where the model takes them, and what it answers."""
-    answered = [(question, answers(model, question)) for question in questions(as_inputs(example_input))]
+    """The example, random numbers of its shape, two rows where it has one, as far as the model takes them; its answers.
+
+    Two rows come first: one may be taken for an axis of another kind.
+    """
+    asked = questions(as_inputs(example_input))
+    if rows_of(example_input) == 1:
+        asked = [*questions(as_inputs(repeated(example_input, 2))), *asked]
+    answered = [(question, answers(model, question)) for question in asked]
     good = [(question, answer) for question, answer in answered if answer is not None]
     return [question for question, _ in good], [answer for _, answer in good]
 

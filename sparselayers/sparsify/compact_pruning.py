@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import Any, cast
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .compaction.trial import Inputs, agree, answers, as_inputs, questions
+from .compaction.trial import Inputs, agree, answers, as_inputs, fresh, questions
 from .evaluation import Example, check_example
 
 REMEDY = "python -m pip install 'sparselayers[prune]'"
@@ -42,12 +44,19 @@ def _prune_a_group(
 ) -> bool:
     """Prune one group of a fresh graph, as each changes the others, or refuse it; False where nothing is dead any more."""
     graph = _graph(tp, model, asked[0])
-    for whole in graph.get_all_groups(root_module_types=(_ConvNd, nn.Linear)):
-        root = whole[0].dep.target.module
-        channels = [] if root in refused else _dead(graph, whole)
-        if not channels:
+    if not any(map(_zeros, model.modules())):
+        return False
+    for root in list(graph.module2node):
+        if root in refused or not isinstance(root, _ConvNd | nn.Linear):
             continue
-        group = graph.get_pruning_group(root, whole[0].dep.handler, channels)
+        try:
+            channels = _dead(graph, _group(graph, root, range(_writes(root).numel())))
+            group = _group(graph, root, channels) if channels else None
+        except Exception:  # operations that the graph has misunderstood
+            refused.add(root)
+            continue
+        if group is None:
+            continue
         kept = _snapshot(model)
         if graph.check_pruning_group(group):  # else it is the last channels of a layer
             try:
@@ -62,6 +71,28 @@ def _prune_a_group(
         refused.add(root)
         return True
     return False
+
+
+def _zeros(layer: nn.Module) -> bool:
+    """Whether a layer has a channel that it does not read, or writes as 0."""
+    if isinstance(layer, _ConvNd | nn.Linear) and not _reads(layer).all():
+        return True
+    return isinstance(layer, _ConvNd | nn.Linear | _BatchNorm) and not bool(_writes(layer).all())
+
+
+def _group(graph: Any, root: nn.Module, channels: Iterable[int]) -> Any:
+    """The group of these channels; RuntimeError where the graph leads in circles, as it may around attention."""
+    dependencies = [dependency for node in graph.module2node.values() for dependency in node.dependencies]
+    limit = count(-20 * len(dependencies))
+
+    def counted(triggered: Callable[[object], bool], by: object) -> bool:
+        if next(limit) > 0:
+            raise RuntimeError("torch-pruning runs in circles")
+        return triggered(by)
+
+    for dependency in dependencies:
+        dependency.is_triggered_by = partial(counted, type(dependency).is_triggered_by.__get__(dependency))
+    return graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, list(channels))
 
 
 def _dead(graph: Any, group: Any) -> list[int]:
@@ -131,7 +162,7 @@ def _graph(tp: Any, model: nn.Module, inputs: Inputs) -> Any:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of parameters outside layers, which are left alone here
             return tp.DependencyGraph().build_dependency(
-                model, inputs, lambda model, given: model(*given[0], **given[1]), verbose=False
+                model, fresh(inputs), lambda model, given: model(*given[0], **given[1]), verbose=False
             )
     except Exception as error:
         raise ValueError(

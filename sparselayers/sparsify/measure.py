@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ..ops import checks
 from ..ops.kernels.switch import kernels
 from .evaluation import Example, call, check_example, evaluating
-from .timing import Latency, plain, timed
+from .timing import Latency, plain, rows_of, timed
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _check(
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_example(example_input)
     checks.count(repeats, "repeats")
-    rows = next((x.shape[0] for x in tree_leaves(plain(example_input)) if isinstance(x, Tensor) and x.ndim), None)
+    rows = rows_of(example_input)
     if not rows:
         raise ValueError("example_input must hold a tensor with rows along its first axis, one an example")
     if batch_sizes is None:

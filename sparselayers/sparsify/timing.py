@@ -60,10 +60,14 @@ def _spent(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def rows_of(example_input: Example) -> int | None:
+    """The length of the first axis of the first tensor that has one."""
+    return next((x.shape[0] for x in tree_leaves(plain(example_input)) if isinstance(x, Tensor) and x.ndim), None)
+
+
 def repeated(example_input: Example, size: int) -> Example:
     """The example with `size` rows: its own, as often as needed, in every tensor that has as many as the first."""
-    tensors = [x for x in tree_leaves(plain(example_input)) if isinstance(x, Tensor) and x.ndim]
-    rows = tensors[0].shape[0]
+    rows = rows_of(example_input)
 
     def repeat(x: object) -> object:
         if not isinstance(x, Tensor) or not x.ndim or x.shape[0] != rows or rows == size:

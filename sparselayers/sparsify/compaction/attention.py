@@ -148,9 +148,10 @@ def _named_pieces(module: nn.Module) -> tuple[list[Piece], nn.Module] | None:
 def find(module: nn.Module, name: str) -> nn.Module | None:
     """The dense layer of that name below a module."""
     for step in name.split("."):
-        module = module._modules.get(step)  # type: ignore[assignment]
-        if module is None:
+        child = getattr(module, step, None)
+        if not isinstance(child, nn.Module):
             return None
+        module = child
     return module if dense_kind(module) is not None else None
 
 

@@ -34,6 +34,11 @@ class Channels:
         return Channels(self.axis, self.slots, known, torch.where(known, const, 0))
 
 
+def wide(x: Tensor) -> Tensor:
+    """In double precision, real or complex."""
+    return x.to(torch.promote_types(x.dtype, torch.float64))
+
+
 class Slots:
     """Numbers for channels; `unite` makes two of them one, `keep` says that one cannot go."""
 

@@ -153,7 +153,8 @@ class Flow:
         self._memory[node] = node if fresh else self._memory.get(sources[0], sources[0])
         if not writes:
             return value
-        shared = [n for n, owner in self._memory.items() if owner is self._memory[node] and n is not node]
+        written = {self._memory[node], *(self._memory.get(n, n) for n in sources if "out" in node.kwargs)}
+        shared = [n for n, owner in self._memory.items() if owner in written and n is not node]
         if all(len(n.users) == 1 for n in shared) and self._memory[node].op not in ("placeholder", "get_attr"):
             return value
         for n in shared:

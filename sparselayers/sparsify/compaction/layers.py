@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..gates import HardConcrete
-from .channels import Channels
+from .channels import Channels, wide
 from .selected import PLAIN
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -112,11 +112,11 @@ def mixed(layer: nn.Linear | _ConvNd, into: Channels, slots: Tensor, axis: int) 
 
 
 def constant_part(layer: nn.Linear | _ConvNd, const: Tensor, which: Tensor) -> Tensor:
-    """(outputs,), in float64: the bias and what the inputs `which` add at their constants."""
+    """(outputs,), in double precision: the bias and what the inputs `which` add at their constants."""
     # Summed over the places first: a constant input meets each of them once.
-    weight = matrix(layer)[:, which.to(layer.weight.device)].double().sum(-1).cpu()
-    bias = 0 if layer.bias is None else layer.bias.detach().double().cpu()
-    return weight @ const[which].double() + bias
+    weight = wide(matrix(layer)[:, which.to(layer.weight.device)]).sum(-1).cpu()
+    bias = 0 if layer.bias is None else wide(layer.bias.detach()).cpu()
+    return weight @ wide(const[which]).to(weight) + bias
 
 
 def depthwise(layer: _ConvNd, into: Channels) -> Channels:
@@ -126,7 +126,7 @@ def depthwise(layer: _ConvNd, into: Channels) -> Channels:
     weight = matrix(layer)
     empty = ~(weight != 0).any(-1).any(-1).cpu()
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().cpu()
-    const = weight.double().sum((1, 2)).cpu() * out.const.double() + bias.double()
+    const = wide(weight).sum((1, 2)).cpu() * wide(out.const) + wide(bias)
     known = empty | (out.known & ((out.const == 0) | sees_constants(layer)))
     return out.learned(known, const.to(out.const.dtype))
 

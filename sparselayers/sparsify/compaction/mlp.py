@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import find
+from .channels import wide
 from .pieces import Piece, cut, fit, inputs, outputs, touched
 from .trial import Edits
 
@@ -92,9 +93,9 @@ def remove_channels(mlp: MLP, kept: tuple[Tensor, Tensor], edits: Edits) -> None
     stays, value = kept
     if value.any():
         (piece,) = inputs(mlp.down)
-        weight = piece.tensor.detach().movedim(piece.axis, 1).double()
+        weight = wide(piece.tensor.detach().movedim(piece.axis, 1))
         bias = cast(nn.Parameter, mlp.down.bias)
-        new = (bias.detach().double() + weight @ value.double()).to(bias.dtype)
+        new = (wide(bias.detach()) + weight @ wide(value)).to(bias.dtype)
         edits.set(mlp.down, "bias", nn.Parameter(new, requires_grad=bias.requires_grad))
     cut(mlp.pieces, {"hidden": stays}, mlp.sizes, edits)
 
@@ -102,7 +103,7 @@ def remove_channels(mlp: MLP, kept: tuple[Tensor, Tensor], edits: Edits) -> None
 def _activated(activation: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
     """What the activation makes of each entry; NaN where it is none that can be asked alone."""
     try:
-        value = activation(x) if activation is not None else None
+        value = activation(x.clone()) if activation is not None else None  # it may work in place
     except Exception:  # whatever goes by that name is none
         value = None
     fits = isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from .trace import Traced
 
@@ -35,11 +36,13 @@ VIEWS = {
     "double",
     "float",
     "half",
+    "pos",
     "positive",
     "to",
     "type",
 }  # of the same memory, some
 PRODUCTS = {"mul", "multiply", "imul"}
+QUOTIENTS = {"div", "divide", "itruediv", "true_divide", "truediv"}
 POINTWISE_LAYERS = (
     *(nn.AlphaDropout, nn.CELU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ELU, nn.FeatureAlphaDropout),
     *(nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid),
@@ -104,7 +107,8 @@ def in_place(node: fx.Node, traced: Traced) -> bool:
     if node.op == "call_module":
         return bool(getattr(traced.layer(node), "inplace", False))
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name.endswith("_") or bool(node.kwargs.get("inplace")) or name in ("iadd", "isub", "imul", "itruediv")
+    operators = ("iadd", "isub", "imul", "itruediv")
+    return name.endswith("_") or bool(node.kwargs.get("inplace")) or name in operators or "out" in node.kwargs
 
 
 def makes_anew(node: fx.Node, traced: Traced) -> bool:
@@ -139,6 +143,18 @@ def is_random(node: fx.Node, name: str) -> bool:
     place = {"rrelu": 3}.get(name, 2)
     training = node.kwargs.get("training", node.args[place] if len(node.args) > place else name != "rrelu")
     return training is not False
+
+
+def computes(value: object) -> bool:
+    """Whether a value of a graph is a number, which may be another one for other inputs: a size, a sum of entries."""
+    return any(isinstance(leaf, (int, float)) for leaf in tree_leaves(value))
+
+
+def otherwise(value: object) -> object:
+    """Another number in the place of one."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 2 * value + 1
+    return value
 
 
 def run(node: fx.Node, traced: Traced, value: Callable, arguments: tuple[tuple, dict] | None = None) -> object:

@@ -49,6 +49,10 @@ def pointwise(flow: Flow, node: fx.Node) -> Value:
             known = torch.zeros_like(known)
         else:
             const = result.flatten().cpu().expand(size).to(like.dtype)
+    if any(ops.computes(flow.traced.metas[n]) for n in node.all_input_nodes if n not in shapes):
+        # A number that is another one for other inputs: it leaves only a 0 as it is, that it multiplies or divides.
+        divides = ops.name_of(node) in ops.QUOTIENTS and node.args[0] in shapes
+        known &= (const == 0) & (divides or ops.name_of(node) in ops.PRODUCTS)
     if ops.name_of(node) in ops.PRODUCTS:
         known, const = known | zero, torch.where(zero, 0, const)
     return Channels(len(shape) + back, whole[0].slots, known, const).learned(known, const)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
@@ -73,8 +75,8 @@ def rewritten(traced: Traced, changes: Changes) -> nn.Module:
     for name in traced.constants:
         delattr(module, name)
     # All that the model holds, in its order, not only what this graph uses: the keys stay.
-    small._parameters, small._buffers, small._modules = module._parameters, module._buffers, module._modules
-    small._non_persistent_buffers_set = module._non_persistent_buffers_set
+    for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        setattr(small, held, copy.copy(getattr(module, held)))
     for name, constant in traced.constants.items():
         small.register_buffer(name, constant, persistent=False)
     return small

@@ -15,7 +15,7 @@ from .liveness import live
 from .replay import replay
 from .rewriting import modes, rewritten
 from .trace import Traced, Untraceable, in_training, readers, trace
-from .trial import Inputs
+from .trial import Inputs, agree, answers, fresh
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -47,9 +47,9 @@ class Shrinker:
             return module
         for path in traced.closed:
             self._replace(module, path)
-        return self._graph(traced)
+        return self._graph(traced, call)
 
-    def _graph(self, traced: Traced) -> nn.Module:
+    def _graph(self, traced: Traced, call: Inputs) -> nn.Module:
         flow = Flow(traced, self._fixed | self._fixed_in(traced))
         training = in_training(traced)
         if training is not None:  # what training reads elsewhere too (a head of its own) keeps its channels
@@ -65,7 +65,12 @@ class Shrinker:
             if not right and torch.equal(live(flow), alive):
                 flow.slots.keep(torch.arange(len(alive)))  # what went wrong is nothing that keeping a channel mends
         cut(flow, alive)
-        return rewritten(traced, repairs | (by_mode or {})) if repairs else traced.module
+        if by_mode is None:
+            return traced.module
+        # The class stays where its code gives what the graph gives: without sizes of its own, or with those of its layers.
+        graph = rewritten(traced, repairs | by_mode)
+        same = agree(answers(graph, call), answers(traced.module, call))
+        return traced.module if same else graph
 
     def _fixed_in(self, traced: Traced) -> set[int]:
         """Modules whose weights others see than the graph shows."""
@@ -116,10 +121,12 @@ def record(model: nn.Module, call: Inputs) -> dict[int, list[Inputs]]:
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
         calls.setdefault(id(module), []).append((args, kwargs))
 
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules()]
+    heard = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in heard]
     try:
+        positional, named = fresh(call)
         with torch.no_grad():
-            model(*call[0], **call[1])
+            model(*positional, **named)
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .trial import Inputs
+from .trial import Inputs, agree, fresh, tensors
 
 VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -62,7 +62,11 @@ def trace(module: nn.Module, call: Inputs) -> Traced:
             warnings.simplefilter("ignore")  # what torch.fx says of the arguments it takes as they are
             graph = tracer.trace(module, concrete_args=specialised or None)
             recorder = _Recorder(module, graph=graph)
-            recorder.run(*values)
+            found = tensors(recorder.run(*fresh(values)))
+            positional, named = fresh(call)
+            if not agree(tensors(module.forward(*positional, **named)), found):
+                # It looks at the kind of an argument, writes with += what others hold, counts its calls: all hidden from it.
+                raise Untraceable("forward gives something else than its graph")
     except Untraceable:
         raise
     except Exception as error:  # whatever stops it, there is no graph
@@ -105,7 +109,7 @@ def in_training(traced: Traced) -> fx.Graph | None:
 
 
 def readers(traced: Traced, graph: fx.Graph) -> dict[str, set[str]]:
-    """Path of a layer with parameters -> the paths of those that come next, and "output" for what is given back."""
+    """Path of a layer with parameters -> the paths of those that come next and of the tensors met before, and "output"."""
 
     def has_parameters(node: fx.Node) -> bool:
         return node.op == "call_module" and any(True for _ in traced.layer(node).parameters())
@@ -116,6 +120,8 @@ def readers(traced: Traced, graph: fx.Graph) -> dict[str, set[str]]:
             todo, seen = list(node.users), set()
             while todo:
                 user = todo.pop()
+                beside = {str(n.target) for n in user.all_input_nodes if n.op == "get_attr"}
+                found.setdefault(str(node.target), set()).update(beside)
                 if has_parameters(user) or user.op == "output":
                     found.setdefault(str(node.target), set()).add(str(user.target))
                 elif user not in seen:
@@ -163,7 +169,12 @@ class Tracer(fx.Tracer):
         self.closed: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("sparselayers.") or super().is_leaf_module(m, module_qualified_name)
+        scripted = isinstance(m, torch.jit.ScriptModule)
+        return (
+            scripted
+            or type(m).__module__.startswith("sparselayers.")
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
         if isinstance(attr_val, Tensor):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from ..evaluation import Example, call, evaluating
+from ..evaluation import Example, evaluating
 
 Inputs = tuple[tuple, dict[str, Any]]
 
@@ -62,12 +63,13 @@ def record(model: nn.Module, blocks: Iterable[nn.Module], example_input: Example
 
     def keep(block: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
         if block not in calls:
-            calls[block] = copy.deepcopy((positional, named))  # a cache among them fills up during the call
+            calls[block] = fresh((positional, named))  # a cache among them fills up during the call
 
     hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in dict.fromkeys(blocks)]
     try:
         with torch.no_grad(), evaluating(model), _plain_paths():
-            call(model, example_input)
+            positional, named = fresh(as_inputs(example_input))
+            model(*positional, **named)
     finally:
         for hook in hooks:
             hook.remove()
@@ -113,13 +115,34 @@ def questions(given: Inputs) -> list[Inputs]:
 
 def answers(block: nn.Module, question: Inputs) -> list[Tensor] | None:
     """Every tensor of the output; None where the block raises."""
-    positional, named = copy.deepcopy(question)
+    positional, named = fresh(question)
     with torch.no_grad(), evaluating(block), _plain_paths():
         try:
             output = block(*positional, **named)
         except Exception:  # whatever a block of unknown ways says, it does not fit
             return None
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tensors(output)
+
+
+def fresh(inputs: Any) -> Any:
+    """A copy of any structure of inputs that a model may write into; what is one tensor in it stays one."""
+    made: dict[int, Tensor] = {}
+
+    def plain(x: Tensor) -> Tensor:
+        return x if x.grad_fn is None else made.setdefault(id(x), x.detach())
+
+    return copy.deepcopy(tree_map_only(Tensor, plain, inputs))
+
+
+def tensors(output: object) -> list[Tensor]:
+    """Every tensor in an output, in its dataclasses too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors([getattr(leaf, f.name) for f in fields(leaf)])
+    return found
 
 
 def first(found: list[Tensor] | None) -> list[Tensor] | None:
@@ -137,9 +160,9 @@ def close(one: Tensor, other: Tensor, *, slack: float = 1.0) -> bool:
     """Equal but for rounding; NaN in the same places."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if not one.is_floating_point():
+    if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
     finite = one[one.isfinite()]
     scale = float(finite.abs().max()) if len(finite) else 0.0
-    atol = min(slack * CLOSE.get(one.dtype, 0.0), 0.1) * scale
+    atol = min(slack * CLOSE.get(one.dtype.to_real(), 0.0), 0.1) * scale
     return torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map
 
 from . import operations as ops
 from .channels import Channels
@@ -27,19 +29,37 @@ def window(flow: Flow, node: fx.Node) -> Value:
         return NotImplemented
     if before[: len(before) - axes] != after[: len(before) - axes] or len(before) != len(after):
         return NotImplemented
-    # The operation itself, on one sample of constants, says which of them borders and weights leave as they are.
-    wide = [1] * value.axis + [len(value.slots)] + [1] * (len(before) - 1 - value.axis)
-    sample = value.const.view(wide).expand(*[1] * value.axis, *before[value.axis :]).clone()
+    # The operation itself, on samples of constants, says which of them borders and weights leave as they are: on one of the
+    # example's size, and on a larger one, as a border that is all there is in a small one is not the same everywhere.
+    here = list(before[len(before) - axes :])
+    found = [_at(flow, node, source, value, here, lambda x: x)]
+    found.append(_at(flow, node, source, value, [2 * size + 1 for size in here], ops.otherwise))
+    nothing = value.learned(torch.zeros_like(value.known), value.const)
+    if any(places is None or not places.shape[1] for places in found):
+        return nothing
+    places = torch.cat([places for places in found if places is not None], 1)
+    const = places[:, 0]
+    spread = (places - places[:, :1]).abs().amax(1)
+    same = spread <= 8 * torch.finfo(const.dtype).eps * const.abs()  # an average of equal numbers is rounded
+    return value.learned(value.known & same, const)
+
+
+def _at(
+    flow: Flow, node: fx.Node, source: fx.Node, value: Channels, sizes: list[int], number: Callable[[object], object]
+) -> Tensor | None:
+    """(channels, places): the operation on one sample of constants of these sizes; None where it does not take that."""
+    shape = flow.traced.shape(source)
+    assert shape is not None
+    inner = shape[value.axis : len(shape) - len(sizes)]
+    wide = [1] * value.axis + [len(value.slots)] + [1] * (len(shape) - 1 - value.axis)
+    sample = value.const.view(wide).expand(*[1] * value.axis, *inner, *sizes).clone()
     try:
-        result = ops.run(node, flow.traced, lambda n: sample if n is source else flow.traced.metas[n])
-    except Exception:  # a dtype that the operation does not take on the CPU
-        result = None
-    if not isinstance(result, Tensor):
-        return value.learned(torch.zeros_like(value.known), value.const)
-    places = result.movedim(value.axis, 0).reshape(len(value.slots), -1).cpu()
-    low, high = places.amin(1), places.amax(1)
-    same = high - low <= 8 * torch.finfo(high.dtype).eps * high.abs()  # an average of equal numbers is rounded
-    return value.learned(value.known & same, high)
+        result = ops.run(node, flow.traced, lambda n: sample if n is source else tree_map(number, flow.traced.metas[n]))
+    except Exception:  # sizes that do not fit, a dtype that the operation does not take on the CPU
+        return None
+    if isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex()):
+        return result.movedim(value.axis, 0).reshape(len(value.slots), -1).cpu()
+    return None
 
 
 def mean(flow: Flow, node: fx.Node) -> Value:
