@@ -459,6 +459,13 @@ WRONG = [
     (lambda: sl.Regularizer(X, GL, -1.0), ValueError, r"lam must lie in \[0, inf\], got -1.0"),
     (lambda: sl.Regularizer(X, GL, float("nan")), ValueError, r"lam must lie in \[0, inf\], got nan"),
     (lambda: sl.Regularizer(X, GL, "1"), TypeError, "lam must be a number, got str"),
+    (
+        lambda: sl.Regularizer(X, GL, sl.Constant()),
+        TypeError,
+        "got Constant; a LamSchedule or a DensityTarget moves it",
+    ),
+    (lambda: sl.Regularizer(X, sl.Exclusive(), 1.0).lam_max(), ValueError, "reads gradients"),
+    (lambda: sl.Exclusive().lam_max(torch.ones(2)), ValueError, "for weights give lam as a number"),
     (lambda: sl.Regularizer(X, GL, True), TypeError, "lam must be a number, got bool"),
     (
         lambda: sl.Regularizer(X, GL, torch.ones(2)),
