@@ -88,7 +88,7 @@ def test_a_quick_run_gives_both_tables(mlp: ModuleType, tmp_path: Path) -> None:
     records = importlib.import_module("nets.record").Records
     options = argparse.Namespace(data=None, device="cpu", quick=True, full=False, pictures=tmp_path)
     trained, gain = mlp.tables(options, records(tmp_path / "work", "mlp"))
-    assert [row["penalty"] for row in trained["rows"]] == [*mlp.PENALTIES, *mlp.FROZEN, "none", "l2", "l1"]
+    assert [row["penalty"] for row in trained["rows"]] == [*mlp.PENALTIES, *mlp.FROZEN, *mlp.PENALTIES]
     assert all(row["parameters kept"] <= row["of"] for row in trained["rows"])
     assert all(row["ratio of minima"] > 0 for row in gain["rows"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"networks-mlp-accuracy.png", "networks-mlp-pixels.png"}
@@ -100,7 +100,7 @@ def test_the_page_has_the_table_of_the_stored_run(mlp: ModuleType) -> None:
     trained, gain = json.loads((BENCHMARKS / "networks-mlp.json").read_text())["tables"]
     page = (BENCHMARKS.parent / "docs" / "networks.md").read_text()
     assert mlp.page(trained["rows"]) in page
-    assert [row["penalty"] for row in trained["rows"]] == 3 * [*mlp.PENALTIES, *mlp.FROZEN, "none", "l2", "l1"]
+    assert [row["penalty"] for row in trained["rows"]] == 3 * [*mlp.PENALTIES, *mlp.FROZEN, *mlp.PENALTIES]
     best = next(row for row in trained["rows"] if row["penalty"] == "l1, then frozen")
     assert best["data"] == "MNIST"
     assert best["accuracy"] >= 0.9723  # the dense network of the paper

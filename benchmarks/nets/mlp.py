@@ -92,7 +92,7 @@ def jobs(quick: bool, full: bool) -> list[Job]:
             found.append(Job(data, "mlp", name, penalty, scaled(strengths, scale), epochs, **short))
         for name, (penalty, strengths) in FROZEN.items():
             found.append(Job(data, "mlp", name, penalty, scaled(strengths, milder), longer, **short, freeze=FREEZE))
-        for name in ("none", "l2", "l1"):
+        for name in PENALTIES:
             penalty, strengths = PENALTIES[name]
             found.append(Job(data, "logistic", name, penalty, scaled(strengths, scale), max(1, epochs // 2), **short))
     return found
