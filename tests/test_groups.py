@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sparselayers as sl
 from sparselayers.sparsify.named import named
@@ -163,6 +164,66 @@ def test_heads_of_transformers_models() -> None:
         summary = sl.Regularizer(model, GL, LAM, "head").summary()
         assert [(c.groups, c.kind) for c in summary.caught] == [(n_groups, "head")] * n_parts
         assert sum(c.size for c in summary.caught) == summary.caught[0].group_size
+
+
+def gpt2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 4, "vocab_size": 7, "n_positions": 5}
+    return transformers.GPT2Model(transformers.GPT2Config(**sizes))
+
+
+def test_heads_of_gpt2_whose_weights_are_stored_as_inputs_by_outputs() -> None:
+    model = randomised(gpt2())
+    regularizer = sl.Regularizer(model, sl.GroupL2(), LAM, "head")
+    attention = model.h[0].attn
+    assert [(c.name, c.groups, c.size) for c in regularizer.summary().caught] == [
+        ("h.0.attn.c_attn.weight", 4, 48),
+        ("h.0.attn.c_proj.weight", 4, 16),
+    ]
+    with torch.no_grad():  # the second head, of two channels, is small: its group alone vanishes
+        for i in range(3):
+            attention.c_attn.weight[:, 8 * i + 2 : 8 * i + 4] = 1e-6
+        attention.c_proj.weight[2:4] = 1e-6
+    regularizer.step(0.1)
+    heads = attention.c_attn.weight.unflatten(1, (3, 4, 2))
+    assert not heads[:, :, 1].any()
+    assert heads[:, :, [0, 2, 3]].all()
+    assert not attention.c_proj.weight[2:4].any()
+    assert attention.c_proj.weight[[0, 1, 4, 5, 6, 7]].all()
+
+
+@pytest.mark.parametrize(("groups", "counts"), [("output", (32, 8)), ("input", (8, 32)), ("neuron", (32, 8))])
+def test_outputs_of_gpt2_are_columns_of_what_is_stored(groups: str, counts: tuple[int, int]) -> None:
+    model = gpt2()
+    first = sl.Regularizer(model, GL, LAM, groups, include="h.0.mlp.c_fc.weight").summary().caught
+    assert (first[0].groups, first[0].size) == counts
+    assert len(first) == (2 if groups == "neuron" else 1)
+    caught = [c.name for c in sl.Regularizer(model, GL, LAM, groups).summary().caught if c.name.endswith("weight")]
+    assert caught == [f"h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+
+
+def test_a_projection_of_two_parts_is_not_taken_for_queries_keys_and_values() -> None:
+    module = nn.ModuleDict({"c_attn": nn.Linear(8, 16), "c_proj": nn.Linear(8, 8)})
+    module.n_head = 4
+    with pytest.raises(ValueError, match="caught no parameter"):
+        sl.Regularizer(module, GL, LAM, "head")
+    module["c_attn"] = nn.Linear(8, 24)
+    assert [c.groups for c in sl.Regularizer(module, GL, LAM, "head").summary().caught] == [4, 4]
+
+
+def test_a_recurrent_layer_is_taken_by_its_class() -> None:
+    model = nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2))
+    regularizer = sl.Regularizer(model, GL, LAM, include=[nn.LSTM, nn.Linear])
+    assert regularizer.names == ["0.weight_ih_l0", "0.weight_hh_l0", "1.weight"]
+    assert sl.Regularizer(model, GL, LAM, "bias", include=nn.LSTM).names == ["0.bias_ih_l0", "0.bias_hh_l0"]
+
+
+def test_what_a_parametrization_computes_is_said_to_be_computed() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.utils.parametrizations.weight_norm(model[0])
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"1.weight_orig \(its layer's weight is computed from it; remove the param"):
+        sl.Regularizer(model, GL, LAM)
 
 
 def test_outgoing_is_every_input_column_and_every_bias() -> None:
@@ -548,6 +609,27 @@ WRONG = [
     ),
     (lambda: sl.Regularizer(network(), GL, LAM, sl.Heads(2)), ValueError, r"groups=Heads\(num_heads=2.*caught no"),
     (lambda: sl.Regularizer(network(), GL, LAM, include=3), TypeError, "include must hold name patterns.*got 3"),
+    (
+        lambda: sl.Regularizer(network(), GL, LAM, include=nn.Linear(1, 1)),
+        TypeError,
+        "include must hold.*got a Linear; give names",
+    ),
+    (
+        lambda: sl.Regularizer(network(), GL, LAM, include=torch.ones(3)),
+        TypeError,
+        "include must hold.*got a Tensor; give names",
+    ),
+    (lambda: sl.Regularizer(network(), GL, LAM, include="0"), ValueError, r'whole names: for all .* in 0 write "0.\*"'),
+    (
+        lambda: sl.Regularizer(nn.Sequential(nn.Embedding(2, 2)), GL, LAM),
+        ValueError,
+        r"the model's parameters are: 0.weight \(of Embedding; name it in include\); choose",
+    ),
+    (
+        lambda: sl.Regularizer(nn.Sequential(*(nn.PReLU() for _ in range(25))), GL, LAM),
+        ValueError,
+        r"17.weight \(of PReLU; name it in include\), .*, and 5 more; choose",
+    ),
     (lambda: sl.Regularizer(network(), GL, LAM, include=[3]), TypeError, "include must hold name patterns.*got 3"),
     (
         lambda: sl.Regularizer(network(), GL, LAM, exclude=[None]),
@@ -607,8 +689,9 @@ def test_a_parameter_that_is_replaced_is_found_by_its_name() -> None:
     with pytest.raises(ValueError, match=r"has no parameter 3.weight any more.*make the regularizer anew"):
         regularizer.step(lr=1.0)
     model[3].register_parameter("weight", None)
-    with pytest.raises(ValueError, match=r"has no parameter 3.weight any more"):
-        regularizer.step(lr=1.0)
+    for call in (lambda: regularizer.step(lr=1.0), regularizer.value, regularizer.freeze):
+        with pytest.raises(ValueError, match=r"has no parameter 3.weight any more"):
+            call()
 
 
 class Renamed(nn.Module):

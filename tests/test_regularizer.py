@@ -219,7 +219,7 @@ def test_without_a_metric_the_parts_of_a_neuron_need_one_lr() -> None:
 
 @pytest.mark.parametrize("tensor", [False, True])
 def test_a_part_with_lr_zero_stays_and_the_rest_moves(tensor: bool) -> None:
-    layer = nn.Linear(3, 4)
+    layer = nn.Linear(30, 40)  # in so many rows a stay that is only up to rounding shows
     old, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     rate = torch.tensor if tensor else float
     optimizer = idle(layer, {"params": [layer.weight], "lr": rate(0.5)}, {"params": [layer.bias], "lr": rate(0.0)})
@@ -459,6 +459,13 @@ WRONG = [
     (lambda: sl.Regularizer(X, GL, -1.0), ValueError, r"lam must lie in \[0, inf\], got -1.0"),
     (lambda: sl.Regularizer(X, GL, float("nan")), ValueError, r"lam must lie in \[0, inf\], got nan"),
     (lambda: sl.Regularizer(X, GL, "1"), TypeError, "lam must be a number, got str"),
+    (
+        lambda: sl.Regularizer(X, GL, sl.Constant()),
+        TypeError,
+        "got Constant; a LamSchedule or a DensityTarget moves it",
+    ),
+    (lambda: sl.Regularizer(X, sl.Exclusive(), 1.0).lam_max(), ValueError, "reads gradients"),
+    (lambda: sl.Exclusive().lam_max(torch.ones(2)), ValueError, "for weights give lam as a number"),
     (lambda: sl.Regularizer(X, GL, True), TypeError, "lam must be a number, got bool"),
     (
         lambda: sl.Regularizer(X, GL, torch.ones(2)),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import sparselayers as sl
 from sparselayers.sparsify.multitensor import CHUNK
@@ -337,6 +338,35 @@ def test_the_report_counts_a_tied_weight_once() -> None:
     model[1].weight = model[0].weight
     report = sl.sparsity_report(model)
     assert (report.weights, len(report.layers)) == (16, 1)
+
+
+def test_the_report_counts_weights_that_are_computed() -> None:
+    """Masked and parametrized weights are no parameters, and are counted as the layer uses them, in the model's order."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    parametrize.register_parametrization(model[2], "weight", sl.HardConcrete(4, dim=0))
+    with torch.no_grad():
+        model[2].parametrizations.weight[0].log_alpha[:3] = -9.0
+        model[2].parametrizations.weight[0].log_alpha[3:] = 9.0
+        model[2].bias[:2] = 0
+    report = sl.sparsity_report(model, torch.ones(5, 4))
+    assert [layer.name for layer in report.layers] == ["0.weight", "2.weight", "3.weight"]
+    assert [layer.weights_zero for layer in report.layers] == [12, 18, 0]
+    assert [(layer.groups_zero, layer.neurons_zero) for layer in report.layers[1:]] == [(3, 2), (0, 0)]
+    assert [layer.flops for layer in report.layers] == [5 * 2 * n for n in (24, 24, 8)]
+    assert model[2].training
+    only = nn.Linear(4, 2)
+    prune.l1_unstructured(only, "weight", 0.5)
+    assert sl.sparsity_report(only).weights_zero == 4
+
+
+def test_the_report_counts_what_include_names() -> None:
+    model = nn.Sequential(nn.LSTM(3, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight_ih_l0[:3] = 0
+    report = sl.sparsity_report(model, include=[nn.LSTM, nn.Linear])
+    assert [layer.name for layer in report.layers] == ["0.weight_ih_l0", "0.weight_hh_l0", "1.weight"]
+    assert (report.weights, report.weights_zero, report.groups_zero) == (24 + 16 + 4, 9, 3)
 
 
 def test_the_report_takes_every_convolution() -> None:

@@ -26,7 +26,7 @@ from .replicas import Replicas, accuracy, fit, outgoing, prox_step
 from .train import Plan
 
 TITLE = "Perceptrons: logistic regression and two hidden layers of 32, under l2, l1, group lasso and sparse group lasso"
-SEEDS = (0, 1, 2)
+SEEDS, FULL_SEEDS = 3, 5
 LOSS = 0.005  # of accuracy on the held-out part, against no penalty: what zeros may cost
 GROUP, SPARSE_GROUP = sl.GroupL2(sqrt_size=True), sl.SparseGroup(sqrt_size=True)
 PENALTIES: dict[str, tuple[sl.Penalty, tuple[float, ...]]] = {
@@ -36,10 +36,19 @@ PENALTIES: dict[str, tuple[sl.Penalty, tuple[float, ...]]] = {
     "group lasso": (GROUP, (3e-5, 1e-4, 3e-4)),
     "sparse group lasso": (SPARSE_GROUP, (6e-5, 2e-4, 6e-4)),
 }
-OURS = "ours"
-OUR_PENALTY, OUR_STRENGTHS, KEPT = sl.SparseGroup(ratio=0.8, sqrt_size=True), (2.5e-4, 4e-4, 6e-4), 0.4
-EPOCHS = {"MNIST": (10, 30), "Covertype": (10, 30), "SDD": (60, 180)}  # of the rows, and of ours
-BATCH, LR, FREEZE = 256, 4e-3, 0.4
+FROZEN: dict[str, tuple[sl.Penalty, tuple[float, ...]]] = {
+    "none, as long": (sl.L1(), (0.0,)),
+    "l1, then frozen": (sl.L1(), (4e-4, 5e-4, 6e-4)),
+    "group lasso, then frozen": (GROUP, (3e-4, 6e-4, 1.2e-3)),
+}
+KEPT, FREEZE = 0.4, 0.4  # of the parameters, at most; of the steps, with the penalty
+RIDGE = {"MNIST": 2e-3, "Covertype": 0.0, "SDD": 0.0}  # after the freeze: on MNIST the network overfits
+# Of all strengths, of the rows and of those that freeze: the networks differ in size and in loss.
+SCALE = {"MNIST": (1.0, 1.0), "Covertype": (4.0, 2.0), "SDD": (10.0, 3.0)}
+EPOCHS = {"MNIST": (12, 36), "Covertype": (10, 20), "SDD": (150, 300)}  # of the rows, and of those that freeze
+BATCH, LR = 256, 4e-3
+# A weight stays at 0 while the mean of its gradients is below lam: over ten steps that mean is mostly noise.
+BETAS = (0.98, 0.999)
 
 
 class Job(NamedTuple):
@@ -52,6 +61,7 @@ class Job(NamedTuple):
     strengths: tuple[float, ...]
     epochs: int
     batch: int = BATCH
+    seeds: int = SEEDS
     freeze: float | None = None  # the share of the steps after which the pattern is held and the penalty ends
 
     @property
@@ -60,44 +70,56 @@ class Job(NamedTuple):
 
     @property
     def grid(self) -> list[tuple[int, float]]:
-        return [(seed, lam) for lam in self.strengths for seed in SEEDS]
+        return [(seed, lam) for lam in self.strengths for seed in range(self.seeds)]
 
 
-def layers(network: str, n_inputs: int, n_classes: int) -> nn.Sequential:
+def perceptron(network: str, n_inputs: int, n_classes: int) -> nn.Sequential:
     if network == "logistic":
         return nn.Sequential(nn.Linear(n_inputs, n_classes))
     return nn.Sequential(nn.Linear(n_inputs, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, n_classes))
 
 
-def jobs(quick: bool) -> list[Job]:
+def jobs(quick: bool, full: bool) -> list[Job]:
+    """`full`: four times the epochs, which are then the 20 of the paper or more, and five seeds."""
     found = []
-    for data, (epochs, ours) in EPOCHS.items():
-        short = {"batch": 64} if data == "SDD" or quick else {}
-        epochs, ours = (1, 2) if quick else (epochs, ours)
+    for data, (epochs, longer) in EPOCHS.items():
+        if quick and data != "MNIST":
+            continue
+        short = {"batch": 64 if data == "SDD" or quick else BATCH, "seeds": FULL_SEEDS if full else SEEDS}
+        (scale, milder), times = SCALE[data], 4 if full else 1
+        epochs, longer = (1, 2) if quick else (times * epochs, times * longer)
         for name, (penalty, strengths) in PENALTIES.items():
-            found.append(Job(data, "mlp", name, penalty, strengths, epochs, **short))
-        found.append(Job(data, "mlp", OURS, OUR_PENALTY, OUR_STRENGTHS, ours, **short, freeze=FREEZE))
-        for name, (penalty, strengths) in PENALTIES.items():
-            found.append(Job(data, "logistic", name, penalty, strengths, max(1, epochs // 2), **short))
+            found.append(Job(data, "mlp", name, penalty, scaled(strengths, scale), epochs, **short))
+        for name, (penalty, strengths) in FROZEN.items():
+            found.append(Job(data, "mlp", name, penalty, scaled(strengths, milder), longer, **short, freeze=FREEZE))
+        for name in PENALTIES:
+            penalty, strengths = PENALTIES[name]
+            found.append(Job(data, "logistic", name, penalty, scaled(strengths, scale), max(1, epochs // 2), **short))
     return found
 
 
+def scaled(strengths: tuple[float, ...], scale: float) -> tuple[float, ...]:
+    return tuple(float(f"{scale * lam:.2g}") for lam in strengths)
+
+
 def prepare(data: str, split: Split) -> Split:
-    """Pixels without ink become 0: one that never has any then gets no gradient, and its weights go first."""
-    split = split.flat()
-    return (
-        split._replace(**{part: getattr(split, part) - split.x.min() for part in ("x", "held_x", "test_x")})
-        if data == "MNIST"
-        else split
-    )
+    """Pictures as rows, and pixels without ink 0: one that never has any gets no gradient, and its weights go first."""
+    if data != "MNIST":
+        return split
+    low = split.x.min()
+    flat = split.flat()
+    return flat._replace(x=flat.x - low, held_x=flat.held_x - low, test_x=flat.test_x - low)
 
 
 def train(job: Job, split: Split, device: str, checkpoint: Path) -> Record:
     """All replicas of a job; a list for each measure, in the order of the grid. Their weights go to the checkpoint."""
     seeds, lam = zip(*job.grid, strict=True)
     n_classes = int(split.y.max()) + 1
-    replicas = Replicas(partial(layers, job.network, split.x.shape[1], n_classes), seeds, device)
-    plan, optimizer = schedule(job), torch.optim.AdamW(replicas.parameters.values(), LR, weight_decay=0.0, fused=True)
+    replicas = Replicas(partial(perceptron, job.network, split.x.shape[1], n_classes), seeds, device)
+    plan, optimizer = (
+        schedule(job),
+        torch.optim.AdamW(replicas.parameters.values(), LR, BETAS, weight_decay=0.0, fused=True),
+    )
     strengths, ramp = torch.tensor(lam, device=device), plan.steps(len(split.x)) / job.epochs
     last = round((job.freeze or 1.0) * plan.steps(len(split.x)))
     held: list[Callable[[], None]] = []
@@ -107,7 +129,9 @@ def train(job: Job, split: Split, device: str, checkpoint: Path) -> Record:
             # A neuron that the first batches do not excite has a tiny metric, and would be gone before it has begun.
             now = strengths * min(1.0, step / ramp)
             prox_step(replicas, optimizer, job.method, now, outgoing)
-        elif not held:
+        elif RIDGE[job.data]:
+            prox_step(replicas, optimizer, sl.Ridge(), torch.full_like(strengths, RIDGE[job.data]), outgoing)
+        if step == last - 1 and job.freeze is not None:
             held.append(replicas.freeze())
         for hold in held:
             hold()
@@ -118,12 +142,13 @@ def train(job: Job, split: Split, device: str, checkpoint: Path) -> Record:
 
 
 def schedule(job: Job) -> Plan:
-    """A cosine over the whole run; with a frozen pattern a constant rate before it, and the cosine after."""
-    cosine = Plan(job.epochs, job.batch).rate
-    if job.freeze is None:
-        return Plan(job.epochs, job.batch)
-    begun = job.freeze
-    return Plan(job.epochs, job.batch, rate=lambda done: cosine(max(0.0, (done - begun) / (1 - begun))))
+    """A cosine from the whole rate to 0; where a pattern is frozen on the way, one to there and one after it."""
+    cosine, share = Plan(job.epochs, job.batch).rate, job.freeze or 1.0
+
+    def rate(done: float) -> float:
+        return cosine(done / share) if done < share else cosine((done - share) / (1 - share)) if share < 1 else 0.0
+
+    return Plan(job.epochs, job.batch, rate=rate)
 
 
 @torch.no_grad()
@@ -144,13 +169,13 @@ def measure(replicas: Replicas, split: Split) -> dict[str, list[Any]]:
 def choose(record: Record, none: float, penalty: str, total: int) -> float:
     """The strength, by the held-out part alone.
 
-    l2: the best there; ours: the best of those that keep at most KEPT of the parameters; else the strongest that loses at
-    most LOSS against no penalty.
+    l2: the best there; then frozen: the best of those that keep at most KEPT of the parameters, or the sparsest; else the
+    strongest that loses at most LOSS against no penalty.
     """
     strengths = sorted({lam for _, lam in record["grid"]})
     held = {lam: mean(record, "held", lam) for lam in strengths}
     best = max(strengths, key=lambda lam: held[lam])
-    if penalty == OURS:
+    if penalty in FROZEN:
         few = [lam for lam in strengths if mean(record, "kept", lam) <= KEPT * total]
         return max(few or strengths[-1:], key=lambda lam: held[lam])
     if penalty == "l2":
@@ -166,48 +191,69 @@ def mean(record: Record, what: str, lam: float) -> float:
     return float(values(record, what, lam).mean())
 
 
-def row(job: Job, record: Record, lam: float, total: int) -> Record:
+def row(job: Job, record: Record, lam: float, small: float, total: int) -> Record:
     test = values(record, "test", lam)
+    network = "logistic" if job.network == "logistic" else "32-32"
     return {
         "data": job.data,
-        "network": job.network,
+        "network": network,
         "penalty": job.penalty,
         "lam": lam,
         "accuracy": float(test.mean()),
         "deviation": float(test.std()),
-        "inputs active": mean(record, "inputs", lam),
-        "hidden active": None if job.network == "logistic" else mean(record, "hidden", lam),
-        "parameters kept": mean(record, "kept", lam),
-        "of": total,
+        "inputs active": round(mean(record, "inputs", lam)),
+        "hidden active": None if job.network == "logistic" else round(mean(record, "hidden", lam)),
+        "parameters kept": round(mean(record, "kept", lam)),
         "kept %": 100 * mean(record, "kept", lam) / total,
+        "compacted": round(small),
+        "of": total,
         "epochs": record["epochs"],
-        "CPU s": record["seconds"] / len(record["grid"]),
+        "CPU s a network": record["seconds"] / len(record["grid"]),
     }
 
 
 def tables(options: argparse.Namespace, records: Records) -> list[Record]:
-    splits = {data: prepare(data, READERS[data](options.data)).to(options.device) for data in EPOCHS}
-    found, rows, all_jobs = {}, [], jobs(options.quick)
+    all_jobs = jobs(options.quick, options.full)
+    splits = {
+        data: prepare(data, READERS[data](options.data)).to(options.device) for data in {j.data for j in all_jobs}
+    }
+    found, rows = {}, []
     for job in all_jobs:
         found[job.name] = records.get(job.name, partial(train, job, splits[job.data], options.device))
     for job in all_jobs:
         split, record = splits[job.data], found[job.name]
-        total = sum(p.numel() for p in layers(job.network, split.x.shape[1], int(split.y.max()) + 1).parameters())
+        build = partial(perceptron, job.network, split.x.shape[1], int(split.y.max()) + 1)
+        total = sum(p.numel() for p in build().parameters())
         none = mean(found[f"{job.data}, {job.network}, none"], "held", 0.0)
-        rows.append(row(job, record, choose(record, none, job.penalty, total), total))
+        lam = choose(record, none, job.penalty, total)
+        small = compacted(build, record, torch.load(records.checkpoint(job.name)), lam, split.test_x[:500].cpu())
+        rows.append(row(job, record, lam, small, total))
     if options.pictures is not None:
         draw(found, records, rows, options.pictures)
     what = (
-        f"Test accuracy, mean and deviation of {len(SEEDS)} seeds, at the strength chosen on a held-out part of the training "
-        "set. MNIST is whole; of Covertype a 16 % sample, of SDD 2,200 rows"
+        f"Test accuracy, mean and deviation of {all_jobs[0].seeds} seeds, at the strength chosen on a held-out part of the "
+        "training set. MNIST is whole; of Covertype a 16 % sample, of SDD 2,200 rows"
     )
     return [{"what": what, "rows": rows}, gain(options)]
+
+
+def compacted(
+    build: Callable[[], nn.Module], record: Record, stacks: dict[str, Tensor], lam: float, x: Tensor
+) -> float:
+    """The parameters that `sl.compact` leaves, in the mean over the seeds."""
+    counts = []
+    for i, (_, each) in enumerate(record["grid"]):
+        if each == lam:
+            model = build()
+            model.load_state_dict({name: stack[i] for name, stack in stacks.items()})
+            counts.append(sum(p.numel() for p in sl.compact(model.eval(), x).parameters()))
+    return sum(counts) / len(counts)
 
 
 def draw(found: dict[str, Record], records: Records, rows: list[Record], folder: Path) -> None:
     """Accuracy against the parameters kept, and which pixels are read, on MNIST."""
     lines = {}
-    names = [name for name in PENALTIES if name not in ("none", "l2")] + [OURS]
+    names = [*list(PENALTIES)[2:], *FROZEN]
     for name in names:
         record = found[f"MNIST, mlp, {name}"]
         strengths = sorted({lam for _, lam in record["grid"]})
@@ -217,12 +263,31 @@ def draw(found: dict[str, Record], records: Records, rows: list[Record], folder:
     plotting.against(lines, title=title, **labels).savefig(folder / "networks-mlp-accuracy.png")
     pictures = {}
     for chosen in rows:
-        if (chosen["data"], chosen["network"]) == ("MNIST", "mlp") and chosen["penalty"] in names:
+        if (chosen["data"], chosen["network"]) == ("MNIST", "32-32") and chosen["penalty"] in names and chosen["lam"]:
             job = f"MNIST, mlp, {chosen['penalty']}"
-            first = found[job]["grid"].index([0, chosen["lam"]])
+            first = [lam for _, lam in found[job]["grid"]].index(chosen["lam"])
             weight = torch.load(records.checkpoint(job))["0.weight"][first]
             pictures[f"{chosen['penalty']}: {int(weight.any(0).sum())} pixels"] = (
                 (weight != 0).double().mean(0).view(28, 28)
             )
     title = "The share of the 32 neurons that read a pixel, at the chosen strength"
     plotting.images(pictures, title=title).savefig(folder / "networks-mlp-pixels.png")
+
+
+def page(rows: list[Record]) -> str:
+    """The rows as the table of docs/networks.md."""
+    head = ("data", "network", "penalty", "accuracy", "inputs", "hidden", "parameters", "%", "compacted")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for found in rows:
+        accuracy = f"{found['accuracy']:.4f} ± {found['deviation']:.4f}"
+        hidden = "" if found["hidden active"] is None else found["hidden active"]
+        counts = (
+            found["inputs active"],
+            hidden,
+            found["parameters kept"],
+            f"{found['kept %']:.1f}",
+            found["compacted"],
+        )
+        cells = (found["data"], found["network"], found["penalty"], accuracy, *map(str, counts))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -172,7 +172,8 @@ def tables(options: argparse.Namespace, records: Records) -> list[Record]:
     what = (
         f"{net}, {plan.epochs} epochs of Adam, batch {plan.batch}, bf16, one seed; the penalty on the hidden neurons for the "
         f"first {sparse} epochs, then the cut, then the small network without a penalty. Shown is of each penalty the row that "
-        f"removes most with a held-out error at most {SLACK} above that of the network without one; the test set chose nothing"
+        f"removes most with a held-out error at most {SLACK} above that of the network without one; "
+        "strengths to try were set after short looks at runs that printed both errors"
     )
     cut = [small(row, options, records) for row in chosen if row["penalty"] != "none"]
     at_the_cut = (

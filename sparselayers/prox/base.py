@@ -79,7 +79,8 @@ class Penalty(ABC):
 
     def _lam_max(self, c: Tensor, step: float | Tensor) -> Tensor:
         raise ValueError(
-            f"{self!r} has no finite lam_max: no strength is known to set every code to zero; use schedule=Constant(), "
+            f"{self!r} has no finite lam_max: no strength is known to set everything to zero; in a coding layer use "
+            "schedule=Constant(), for weights give lam as a number, "
             "or define _lam_max in a penalty of your own that has one"
         )
 

@@ -86,8 +86,8 @@ def named_part(groups: str, name: str, parameter: nn.Parameter, owner: nn.Module
 def along(side: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Part:
     """Groups along the outputs or the inputs of a weight.
 
-    A weight is stored (outputs, inputs, ...), that of a transposed convolution (inputs, outputs, ...). With groups > 1 the
-    first axis runs over all channels and the second over those of one group only.
+    A weight is stored (outputs, inputs, ...), that of a transposed convolution or a Conv1D of transformers (inputs,
+    outputs, ...). With groups > 1 the first axis runs over all channels and the second over those of one group only.
     """
     if parameter.ndim == 1:
         if side == "input":
@@ -95,13 +95,18 @@ def along(side: str, name: str, parameter: nn.Parameter, owner: nn.Module) -> Pa
                 f'groups="input" takes matrices and kernels, got {name!r} of shape {tuple(parameter.shape)}; use "bias"'
             )
         return entries(name)
-    first = "input" if isinstance(owner, _ConvTransposeNd) else "output"
+    first = "input" if isinstance(owner, _ConvTransposeNd) or is_conv1d(owner) else "output"
     if side == first:
         return Part(name, as_it_is, by_rows=True)
     n_groups = owner.groups if isinstance(owner, _ConvNd) else 1
     if n_groups == 1:
         return Part(name, columns)
     return Part(name, partial(columns_of_groups, n_groups), 2)
+
+
+def is_conv1d(owner: nn.Module) -> bool:
+    """transformers' Conv1D, as in GPT-2: a Linear layer whose weight is (inputs, outputs). Told by name: no import."""
+    return type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers.")
 
 
 def entries(name: str) -> Part:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import cast
 
@@ -26,7 +27,7 @@ def cut_model(model: nn.Module, groups: Groups, include: Include, exclude: Inclu
     """The blocks of a model, each parameter taken once; ValueError where nothing is caught or a cut does not fit."""
     if isinstance(groups, str) and groups not in NAMES:
         raise ValueError(
-            f"groups must be one of {', '.join(NAMES)} or a callable (name, parameter) -> view, got {groups!r}"
+            f"groups must be one of {', '.join(NAMES)}, an sl.Heads or a callable (name, parameter) -> view, got {groups!r}"
         )
     if not isinstance(groups, str | Heads) and not callable(groups):
         raise TypeError(f"groups must be a name or a callable (name, parameter) -> view, got {groups!r}")
@@ -35,15 +36,28 @@ def cut_model(model: nn.Module, groups: Groups, include: Include, exclude: Inclu
     owners = owners_of(model)
     blocks = list(_cut(model, owners, groups, include, exclude))
     if not blocks:
-        known = ", ".join(sorted(owners)) or "none"
         excluded = "" if exclude is None else f" and exclude={exclude!r}"
-        heads = groups == "head" or isinstance(groups, Heads)
-        remedy = "heads of other modules: give sl.Heads(...)" if heads else "choose groups and include that fit them"
         raise ValueError(
-            f"groups={groups!r} with include={include!r}{excluded} caught no parameter; "
-            f"the model's parameters are: {known}; {remedy}"
+            f"groups={groups!r} with include={include!r}{excluded} caught no parameter; the model's parameters are: "
+            f"{_left_out(reasons(model, owners, groups, include, exclude))}; {_remedy(owners, groups, include)}"
         )
     return blocks
+
+
+def _left_out(why: dict[str, str | None], most: int = 20) -> str:
+    """The first names of a model's parameters, each with why it was not caught where that is not said already."""
+    said = {None, "not in include", EXCLUDED}
+    names = [name if why[name] in said else f"{name} ({why[name]})" for name in sorted(why)]
+    return ", ".join(names[:most] + [f"and {len(names) - most} more"] * (len(names) > most)) or "none"
+
+
+def _remedy(owners: dict[str, nn.Module], groups: Groups, include: Include) -> str:
+    if groups == "head" or isinstance(groups, Heads):
+        return "heads of other modules: give sl.Heads(...)"
+    for rule in (include,) if isinstance(include, str) else include if isinstance(include, Sequence) else ():
+        if isinstance(rule, str) and any(fnmatchcase(name, f"{rule}.*") for name in owners):
+            return f'a pattern is matched with whole names: for all that is in {rule} write "{rule}.*"'
+    return "choose groups and include that fit them"
 
 
 def _cut(

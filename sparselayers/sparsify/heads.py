@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..ops import checks
-from .cuts import Block, Part
+from .cuts import Block, Cut, Part, is_conv1d
 
 
 class Layout(NamedTuple):
@@ -34,8 +34,9 @@ LAYOUTS = (
     Layout(("attention.query", "attention.key", "attention.value"), (), ("output.dense",)),
     Layout(("to_q", "to_k", "to_v"), (), ("to_out.0",)),
     Layout((), ("qkv",), ("proj",)),
+    Layout((), ("c_attn",), ("c_proj",)),
 )
-HEADS = ("num_heads", "n_heads", "num_attention_heads", "heads")
+HEADS = ("num_heads", "n_heads", "n_head", "num_attention_heads", "heads")
 KEY_HEADS = ("num_kv_heads", "num_key_value_heads")
 
 
@@ -96,17 +97,22 @@ class Heads:
 
 def head_blocks(model: nn.Module, parameters: dict[str, nn.Parameter], heads: Heads | None) -> Iterator[Block]:
     """A block an attention module: all its projections, biases too. `heads` None: every module of a known layout."""
-    for path, module in model.named_modules(remove_duplicate=False):
+    modules = list(model.named_modules(remove_duplicate=False))
+    turned = {f"{path}.weight" if path else "weight" for path, module in modules if is_conv1d(module)}
+    for path, module in modules:
         if heads is not None:
             if fnmatchcase(path, heads.module) and _has(path, heads.layout, parameters):
-                yield _block(path, heads.layout, heads.num_kv_heads or heads.num_heads, parameters)
+                yield _block(path, heads.layout, heads.num_kv_heads or heads.num_heads, parameters, turned)
             continue
-        layout = next((known for known in LAYOUTS if _has(path, known, parameters)), None)
+        layout = next(
+            (known for known in LAYOUTS if _has(path, known, parameters) and _packs_three(path, known, parameters)),
+            None,
+        )
         if layout is not None:
             holder = module.get_submodule(layout.rows[0].rpartition(".")[0]) if layout.rows else module
             n_heads = head_count(holder, KEY_HEADS) or head_count(holder, HEADS)
             if n_heads:
-                yield _block(path, layout, n_heads, parameters)
+                yield _block(path, layout, n_heads, parameters, turned)
 
 
 def head_count(module: nn.Module, names: tuple[str, ...]) -> int | None:
@@ -131,24 +137,37 @@ def _has(path: str, layout: Layout, parameters: dict[str, nn.Parameter]) -> bool
     return bool(weights) and all(weight and parameters[weight[0]].ndim == 2 for weight in weights)
 
 
-def _block(path: str, layout: Layout, n: int, parameters: dict[str, nn.Parameter]) -> Block:
-    def divided(name: str, axis: int, parts: int) -> str:
+def _packs_three(path: str, layout: Layout, parameters: dict[str, nn.Parameter]) -> bool:
+    """A packed projection holds three times what the output projection reads; of cross-attention in GPT-2 it does not."""
+    sizes = [parameters[_resolve(path, name, parameters)[0]].numel() for name in (*layout.packed, *layout.columns)]
+    return not layout.packed or sizes[0] == 3 * sizes[1]
+
+
+def _block(path: str, layout: Layout, n: int, parameters: dict[str, nn.Parameter], turned: set[str]) -> Block:
+    """`turned`: names of weights that are stored (inputs, outputs)."""
+
+    def part(name: str, axis: int, parts: int, cut: Cut) -> Part:
         shape = tuple(parameters[name].shape)
-        if shape[axis] % parts:
+        stored = 1 - axis if name in turned else axis
+        if shape[stored] % parts:
             raise ValueError(
-                f"{name!r} of shape {shape} does not divide into {parts} parts of its axis {axis}, one a head; "
+                f"{name!r} of shape {shape} does not divide into {parts} parts of its axis {stored}, one a head; "
                 "check num_heads, or leave it out by exclude"
             )
-        return name
+        return Part(name, partial(_of_the_transpose, cut) if name in turned else cut)
 
     rows = [name for given in layout.rows for name in _resolve(path, given, parameters)]
     packed = [name for given in layout.packed for name in _resolve(path, given, parameters)]
     columns = [_resolve(path, given, parameters)[0] for given in layout.columns]
     return (
-        *(Part(divided(name, 0, n), partial(_rows_of_heads, n)) for name in rows),
-        *(Part(divided(name, 0, 3 * n), partial(_packed_rows_of_heads, n)) for name in packed),
-        *(Part(divided(name, 1, n), partial(_columns_of_heads, n)) for name in columns),
+        *(part(name, 0, n, partial(_rows_of_heads, n)) for name in rows),
+        *(part(name, 0, 3 * n, partial(_packed_rows_of_heads, n)) for name in packed),
+        *(part(name, 1, n, partial(_columns_of_heads, n)) for name in columns),
     )
+
+
+def _of_the_transpose(cut: Cut, p: Tensor) -> Tensor:
+    return cut(p.mT)
 
 
 def _rows_of_heads(n: int, p: Tensor) -> Tensor:

@@ -167,8 +167,10 @@ def _together(
         metric = torch.cat([_spread(part, x, rate, not one_lr) for (part, rate), x in zip(live, flat, strict=True)], 1)
     matrix = torch.cat(flat, 1)
     _step(penalty, matrix, live[0][1].lr * lam if one_lr else lam, metric, skipped)
-    for view, rows in zip(views, matrix.split([rows.shape[1] for rows in flat], 1), strict=True):
-        view.copy_(rows.reshape(view.shape))
+    for (_, rate), view, rows in zip(live, views, matrix.split([rows.shape[1] for rows in flat], 1), strict=True):
+        new = rows.reshape(view.shape)
+        # An lr of 0 in a tensor is a huge metric, in which a prox stays only up to rounding.
+        view.copy_(torch.where(rate.lr == 0, view, new) if isinstance(rate.lr, Tensor) else new)
 
 
 def same_lr(live: list[tuple[Part, Rate]]) -> bool:

@@ -102,7 +102,10 @@ class Regularizer:
         if isinstance(lam, Rule | Steering):
             self._rule, self._progress = lam, lam.initial()
         else:
-            checks.scalar(lam, "lam", low=0.0)
+            try:
+                checks.scalar(lam, "lam", low=0.0)
+            except TypeError as error:
+                raise TypeError(f"{error}; a LamSchedule or a DensityTarget moves it") from None
             self._progress = {"lam": lam}
 
     @property
@@ -118,7 +121,7 @@ class Regularizer:
 
     def _sum(self) -> Tensor:
         """The penalty of all groups, for 16-bit weights in float32: a sum over a model leaves the range of float16."""
-        parameters = self._parameters()
+        parameters = self._caught()
         rows = (
             torch.cat([part.rows(part.cut(whole(parameters[part.name]))) for part in block], 1) for block in self.blocks
         )
@@ -155,7 +158,7 @@ class Regularizer:
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; attach to the inner"
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; attach to the optimizer within"
             )
         if metric not in (None, "optimizer"):
             raise ValueError(f'metric must be None or "optimizer", got {metric!r}')
@@ -223,14 +226,14 @@ class Regularizer:
         w = 0 it is the smallest lam at which 0 stays stationary, max ‖g‖ for GroupL2, whatever lr. Parameters without a
         gradient take no part. ValueError for a penalty without one.
         """
-        return lam_max(self.penalty, self.blocks, self._parameters(), lr)
+        return lam_max(self.penalty, self.blocks, self._caught(), lr)
 
     def freeze(self) -> Freeze:
         """Hold every caught entry that is exactly zero now at zero, for fine-tuning; let go by handle.remove().
 
         After every step of any optimizer these entries, and their momentum, are zero. A later call replaces the pattern.
         """
-        return self._hold(zeros_of(self._parameters(), self.names))
+        return self._hold(zeros_of(self._caught(), self.names))
 
     def _hold(self, zeros: dict[str, Tensor]) -> Freeze:
         if self.frozen is not None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..ops import checks
-from .evaluation import Example
+from .cuts import along
+from .evaluation import Example, evaluating
 from .flops import uses
-from .groups import Part, cut_model
+from .groups import Include, Part, cut_model
+from .neuron import neuron
+from .rules import owners_of, reasons
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,23 @@ class SparsityReport:
 
 
 def sparsity_report(
-    model: nn.Module, example_input: Example | None = None, *, below: float | None = None
+    model: nn.Module,
+    example_input: Example | None = None,
+    *,
+    below: float | None = None,
+    include: Include = None,
 ) -> SparsityReport:
     r"""Count what is exactly zero in a model's Linear and convolution weights.
 
     Args:
-        model: any nn.Module with such layers; a tied weight is counted once.
+        model: any nn.Module with such layers; a tied weight is counted once. A weight that is computed (a parametrization, a
+            mask of torch.nn.utils.prune) is counted as it is in evaluation mode. Gates between layers are not weights.
         example_input: a tensor, a tuple of arguments or a dict of named ones; the model runs once on it, in evaluation mode,
             and the flops of each layer are counted. A weight that a function uses without its layer counts as unused.
         below: the papers' rule in the place of exact zeros: an entry counts as zero where abs(w) < below, a row, column or
             neuron where the mean of abs(w) over it is. The papers take 1e-5.
+        include: which weights to count instead, by the rules of `Regularizer`: "rnn.weight*" for recurrent ones. Flops are
+            counted for Linear layers and convolutions only.
 
     Returns: a frozen SparsityReport (weights, weights_zero, groups, groups_zero, inputs, inputs_zero, neurons,
         neurons_zero, layers, flops, flops_zero, flops_removable, below), which prints as a table.
@@ -108,12 +120,20 @@ def sparsity_report(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; for a tensor: (x == 0).sum()")
     if below is not None:
         checks.number(below, "below", low=0.0)
-    parameters = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    computed = {} if include is not None else _computed(model)
+    holders = {name: holder for name, (holder, _) in computed.items()}
     owned = dict(model.named_parameters(remove_duplicate=False))
+    every = owned | {name: weight for name, (_, weight) in computed.items()}
+    parameters = {name: p.detach() for name, p in every.items()}
     used = {} if example_input is None else uses(model, example_input)
-    columns_of = {part.name: part for (part,) in cut_model(model, "input", None)}
+    blocks = [neuron(model, holders, every, name) for name in computed]
+    columns_of = {name: along("input", name, every[name], holder) for name, holder in holders.items()}
+    if not computed or None in reasons(model, owners_of(model), "neuron", None, None).values():
+        blocks += cut_model(model, "neuron", include)
+        columns_of |= {part.name: part for (part,) in cut_model(model, "input", include)}
+    order = {path: i for i, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
     layers = []
-    for block in cut_model(model, "neuron", None):
+    for block in sorted(blocks, key=lambda block: order[block[0].name.rpartition(".")[0]]):
         name = block[0].name
         weight = parameters[name]
         zero = weight == 0 if below is None else weight.abs() < below
@@ -124,13 +144,26 @@ def sparsity_report(
         for part, empty in sides:
             view = part.cut(removable)
             view.logical_or_(empty.view(*view.shape[: part.lead], *[1] * (view.ndim - part.lead)))
-        entries, rate = (weight.numel(), int(zero.sum())), 2 * used.get(id(owned[name]), 0)
+        entries, rate = (weight.numel(), int(zero.sum())), 2 * used.get(id(owned.get(name, holders.get(name))), 0)
         counts = [n for group in (rows, columns, neurons) for n in (group.numel(), int(group.sum()))]
         flops = (rate * entries[0], rate * entries[1], rate * int(removable.sum()))
         numbers = dict(zip((*_COUNTS, *_FLOPS), (*entries, *counts, *flops), strict=True))
         layers.append(LayerSparsity(name, tuple(weight.shape), **numbers))
     totals = {field: sum(getattr(layer, field) for layer in layers) for field in (*_COUNTS, *_FLOPS)}
     return SparsityReport(**totals, layers=tuple(layers), below=below)
+
+
+def _computed(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Parameter]]:
+    """Name -> (layer, weight) of the layers whose weight is no parameter: parametrized or masked, as it is in evaluation."""
+    with torch.no_grad(), evaluating(model):
+        return {
+            f"{path}.weight" if path else "weight": (
+                layer,
+                nn.Parameter(cast(Tensor, layer.weight), requires_grad=False),
+            )
+            for path, layer in model.named_modules()
+            if isinstance(layer, nn.Linear | _ConvNd) and "weight" not in layer._parameters
+        }
 
 
 def _zero_rows(parts: list[tuple[Part, Tensor]], below: float | None) -> Tensor:

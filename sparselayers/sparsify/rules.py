@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+
+from .cuts import is_conv1d
 
 Rule = str | type[nn.Module] | Callable[[str, nn.Parameter], bool]
 Rules = Rule | Sequence[Rule] | None
@@ -40,7 +43,7 @@ def reasons(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = {"bias": ("bias",), "outgoing": ("weight", "bias")}.get(str(groups), ("weight",))
     # A weight that an embedding or a norm owns too (a tied head) is left out unless `include` names it.
-    elsewhere = {id(p): name for name, p in parameters.items() if not isinstance(owners[name], LAYERS)}
+    elsewhere = {id(p): name for name, p in parameters.items() if not is_layer(owners[name])}
 
     def reason(name: str) -> str | None:
         parameter, owner = parameters[name], owners[name]
@@ -49,7 +52,9 @@ def reasons(
             return EXCLUDED
         if include is not None:
             return None if _named(include, name, parameter, owner, wanted) else "not in include"
-        if role is None or not isinstance(owner, LAYERS):
+        if isinstance(owner, ParametrizationList) or name.endswith("_orig"):
+            return "its layer's weight is computed from it; remove the parametrization or mask first, or name it in include"
+        if role is None or not is_layer(owner):
             return f"of {kind}; name it in include"
         if role not in wanted:
             return 'a weight; groups="bias" takes biases' if role == "weight" else 'a bias; "neuron", "bias" or include'
@@ -62,12 +67,18 @@ def reasons(
     return {name: reason(name) for name in parameters}
 
 
+def is_layer(owner: nn.Module) -> bool:
+    return isinstance(owner, LAYERS) or is_conv1d(owner)
+
+
 def check_rules(rules: Rules, argument: str) -> None:
     """TypeError unless every rule is a pattern, a module class or a predicate."""
     for rule in _each(rules):
-        if not isinstance(rule, str) and not callable(rule):
+        # A module is callable, and a tensor prints all its entries: neither is what was meant by a predicate.
+        found = f"a {type(rule).__name__}; give names" if isinstance(rule, nn.Module | Tensor) else repr(rule)
+        if isinstance(rule, nn.Module | Tensor) or not (isinstance(rule, str) or callable(rule)):
             raise TypeError(
-                f"{argument} must hold name patterns, module classes or predicates (name, parameter) -> bool, got {rule!r}"
+                f"{argument} must hold name patterns, module classes or predicates (name, parameter) -> bool, got {found}"
             )
 
 
@@ -92,4 +103,6 @@ def _named(rules: Rules, name: str, parameter: nn.Parameter, owner: nn.Module, w
 
 
 def _role(name: str, owner: nn.Module) -> str | None:
+    if isinstance(owner, nn.RNNBase):  # weight_ih_l0, bias_hh_l0_reverse, ...
+        return name.rpartition(".")[2].partition("_")[0]
     return (JOINT_ROLES if isinstance(owner, nn.MultiheadAttention) else ROLES).get(name.rpartition(".")[2])
