@@ -53,6 +53,7 @@ from .sparsify.gates import HardConcrete
 from .sparsify.heads import Heads
 from .sparsify.load_compact import load_compact
 from .sparsify.measure import Comparison, Measurement, compare, measure
+from .sparsify.neuron import Neurons
 from .sparsify.optim import ProxAdamW, ProxSGD
 from .sparsify.regularizer import Regularizer
 from .sparsify.report import SparsityReport, sparsity_report
@@ -93,6 +94,7 @@ __all__ = [
     "GroupL2",
     "Grouped",
     "Heads",
+    "Neurons",
     "HardConcrete",
     "Homotopy",
     "L1Ball",

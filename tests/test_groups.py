@@ -710,3 +710,73 @@ def test_a_wrapper_may_name_its_parameters_otherwise() -> None:
     model = Renamed(nn.Sequential(nn.Linear(3, 2)))
     found = named(model, ["0.weight"])
     assert found["0.weight"] is model._wrapped[0].weight
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.short = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.short(x) + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+
+
+def test_neurons_hold_the_normalisation_that_a_forward_puts_behind_a_layer() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Residual(), Residual())
+    neurons = sl.Neurons((("conv1", "bn1"), ("conv2", "bn2")))
+    regularizer = sl.Regularizer(net, GL, LAM, neurons)
+    for i in (0, 1):
+        block = [name for name in regularizer.names if name.startswith(f"{i}.")]
+        assert block == [f"{i}.{name}" for name in (
+            "conv1.weight", "bn1.weight", "bn1.bias", "conv2.weight", "conv2.bias", "bn2.weight", "bn2.bias",
+            "short.0.weight", "short.0.bias", "short.1.weight", "short.1.bias",
+        )]  # fmt: skip
+    rows = [torch.cat([p.detach().flatten(1) if p.ndim > 1 else p.detach()[:, None] for p in
+                       (net[0].conv1.weight, net[0].bn1.weight, net[0].bn1.bias)], 1)]  # fmt: skip
+    regularizer.step(lr=0.3)
+    wanted = GL.prox(rows[0], 0.3 * LAM)
+    torch.testing.assert_close(net[0].conv1.weight.flatten(1), wanted[:, :-2])
+    torch.testing.assert_close(net[0].bn1.bias, wanted[:, -1])
+    assert "neuron" in str(regularizer.summary())
+    assert sl.Regularizer(net[0].short, GL, LAM, sl.Neurons((("0", "1"),))).names[2:] == ["1.weight", "1.bias"]
+
+
+def test_a_neuron_that_vanishes_with_its_normalisation_is_cut_out() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Residual()).eval()
+    x = torch.randn(2, 4, 5, 5)
+    net[0].bn1.bias.data.fill_(0.1)
+    net[0].conv1.weight.data[:3] *= 1e-3
+    net[0].bn1.weight.data[:3] *= 1e-3
+    net[0].bn1.bias.data[:3] *= 1e-3
+    groups = sl.Neurons((("conv1", "bn1"),))
+    sl.Regularizer(net, sl.GroupL2(), 0.05, groups, include="0.conv1.weight").step(lr=1.0)
+    small = sl.compact(net, x)
+    assert small[0].conv1.out_channels == 3
+    torch.testing.assert_close(small(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: sl.Neurons("conv1"), TypeError, r"tuple of pairs such as \(\(\"conv1\", \"bn1\"\),\), got 'conv1'"),
+        (lambda: sl.Neurons(("conv1", "bn1")), TypeError, "tuple of pairs"),
+        (lambda: sl.Neurons(()), TypeError, "tuple of pairs"),
+        (
+            lambda: sl.Regularizer(Residual(), GL, LAM, sl.Neurons((("conv1", "bn9"),))),
+            ValueError,
+            "no module has both a layer 'conv1' and a normalisation 'bn9' below it; give the names",
+        ),
+        (
+            lambda: sl.Regularizer(Residual(), GL, LAM, sl.Neurons((("conv1", "conv2"),))),
+            ValueError,
+            "no module has both",
+        ),
+    ],
+)
+def test_what_neurons_say_of_bad_names(call, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        call()

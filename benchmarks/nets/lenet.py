@@ -24,7 +24,7 @@ from nets.train import Plan, Trainer, fit
 
 Row = dict[str, Any]
 TITLE = "Networks: LeNet-5-Caffe on MNIST"
-SEEDS = 1
+SEEDS = 3
 MARGIN = 0.2  # points of held-out error that zeros may cost
 FULL = "The paper's schedule: 200 epochs, Adam from 1e-3 to 1e-7 in five stages, 5 seeds; in Adam's metric, but for l0."
 SPEED = "The whole network with its zeros, and what sl.compact makes of it, one thread, medians."

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from .cuts import Block, Cut, Part, named_part
 from .heads import Heads, head_blocks
-from .neuron import neuron
+from .neuron import Neurons, neuron
 from .rules import EXCLUDED, Rules, check_rules, owners_of, reasons
 from .sharded import outlines
 
-Groups = str | Heads | Callable[[str, nn.Parameter], Tensor | None]
+Groups = str | Heads | Neurons | Callable[[str, nn.Parameter], Tensor | None]
 Include = Rules
 
 NAMES = ("output", "input", "neuron", "filter", "kernel", "head", "outgoing", "element", "bias", "tensor")
@@ -27,12 +27,15 @@ def cut_model(model: nn.Module, groups: Groups, include: Include, exclude: Inclu
     """The blocks of a model, each parameter taken once; ValueError where nothing is caught or a cut does not fit."""
     if isinstance(groups, str) and groups not in NAMES:
         raise ValueError(
-            f"groups must be one of {', '.join(NAMES)}, an sl.Heads or a callable (name, parameter) -> view, got {groups!r}"
+            f"groups must be one of {', '.join(NAMES)}, an sl.Heads, an sl.Neurons or a callable (name, parameter) -> view, "
+            f"got {groups!r}"
         )
-    if not isinstance(groups, str | Heads) and not callable(groups):
+    if not isinstance(groups, str | Heads | Neurons) and not callable(groups):
         raise TypeError(f"groups must be a name or a callable (name, parameter) -> view, got {groups!r}")
     check_rules(include, "include")
     check_rules(exclude, "exclude")
+    if isinstance(groups, Neurons):
+        groups.check(model)
     owners = owners_of(model)
     blocks = list(_cut(model, owners, groups, include, exclude))
     if not blocks:
@@ -95,8 +98,9 @@ def _blocks(
             continue
         if callable(groups):
             yield _by_callable(groups, name, parameter)
-        elif groups == "neuron":
-            yield neuron(model, owners, parameters, name)
+        elif groups == "neuron" or isinstance(groups, Neurons):
+            norms = groups.norms if isinstance(groups, Neurons) else ()
+            yield neuron(model, owners, parameters, name, norms)
         else:
             yield (named_part(cast(str, groups), name, parameter, owners[name]),)
 

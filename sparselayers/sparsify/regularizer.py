@@ -42,7 +42,8 @@ class Regularizer:
             reassigned between steps (`regularizer.lam = ...`); reading it gives the strength in use.
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
-            nn.Sequential; "filter": as "output", convolutions only; "kernel": each 2-D kernel; "head": an attention head,
+            nn.Sequential (`Neurons` where the model's code says it); "filter": as "output", convolutions only; "kernel":
+            each 2-D kernel; "head": an attention head,
             its rows of the query, key and value projections with its columns of the output projection (`Heads` where the
             module is of no known layout); "outgoing": "input" and "bias" together; "element"; "bias": each bias entry;
             "tensor": the whole parameter; or a callable (name, parameter) -> view (n_groups, group_size), or None to

@@ -8,6 +8,7 @@ from torch import nn
 
 from .groups import Block, Groups, Include
 from .heads import Heads
+from .neuron import Neurons
 from .rules import owners_of, reasons
 from .sharded import outlines
 
@@ -66,7 +67,7 @@ def summarise(
 ) -> GroupSummary:
     """The summary of `blocks`, as these rules cut them out of the model."""
     parameters = outlines(model)
-    kind = groups if isinstance(groups, str) else "head" if isinstance(groups, Heads) else "callable"
+    kind = groups if isinstance(groups, str) else {Heads: "head", Neurons: "neuron"}.get(type(groups), "callable")
     caught = []
     for block in blocks:
         shapes = [part.rows(part.cut(parameters[part.name]).detach()).shape for part in block]
