@@ -43,11 +43,10 @@ class Regularizer:
         groups: how weights are cut. "output": rows of a Linear, filters of a convolution; "input": columns, input
             channels; "neuron": an output row with its bias and the entries of the normalisation that follows it in an
             nn.Sequential (`Neurons` where the model's code says it); "filter": as "output", convolutions only; "kernel":
-            each 2-D kernel; "head": an attention head,
-            its rows of the query, key and value projections with its columns of the output projection (`Heads` where the
-            module is of no known layout); "outgoing": "input" and "bias" together; "element"; "bias": each bias entry;
-            "tensor": the whole parameter; or a callable (name, parameter) -> view (n_groups, group_size), or None to
-            leave the parameter out.
+            each 2-D kernel; "head": an attention head, its rows of the query, key and value projections with its columns
+            of the output projection (`Heads` where the module is of no known layout); "outgoing": "input" and "bias"
+            together; "element"; "bias": each bias entry; "tensor": the whole parameter; or a callable (name, parameter) ->
+            view (n_groups, group_size), or None to leave the parameter out.
         include: rules: name patterns such as "encoder.*.weight", module classes such as nn.Conv2d, predicates
             (name, parameter) -> bool; one or several. By default every weight of Linear and convolution layers, the
             projections of nn.MultiheadAttention among them, that no other kind of module shares; biases only by
