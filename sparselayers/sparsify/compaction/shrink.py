@@ -75,7 +75,7 @@ class Shrinker:
             if not repairs:
                 return traced.module
             raise ValueError(
-                f"{type(traced.module).__name__} has sizes written in its code and cannot be made anew from its graph: {error}; "
+                f"{type(traced.module).__name__} has sizes written in its code and cannot be remade from its graph: {error}; "
                 "compute them, as in x.flatten(1)"
             ) from error
         same = agree(answers(graph, call), answers(traced.module, call))
