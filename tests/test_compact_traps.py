@@ -328,3 +328,14 @@ def test_a_depthwise_convolution_of_one_channel_left_is_a_plain_one() -> None:
     assert tuple(small[1].weight.shape) == (1, 1, 3, 3)
     torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-10)
     assert torch.equal(sl.load_compact(made(), small.state_dict())(x), small(x))
+
+
+def test_a_graph_that_does_not_go_back_into_code(monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no code for this")
+
+    monkeypatch.setattr("sparselayers.sparsify.compaction.shrink.rewritten", fails)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    assert sl.compact(Net(through(F.relu)), x).first.out_features == 5
+    with pytest.raises(ValueError, match=r"Net has sizes written in its code .* no code for this; compute them"):
+        sl.compact(Net(through(lambda h: h.view(-1, 10))), x)

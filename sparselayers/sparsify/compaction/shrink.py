@@ -69,7 +69,15 @@ class Shrinker:
         if by_mode is None:
             return traced.module
         # The class stays where its code gives what the graph gives: without sizes of its own, or with those of its layers.
-        graph = rewritten(traced, repairs | by_mode)
+        try:
+            graph = rewritten(traced, repairs | by_mode)
+        except Exception as error:  # an operation that does not go back into code
+            if not repairs:
+                return traced.module
+            raise ValueError(
+                f"{type(traced.module).__name__} has sizes written in its code and cannot be remade from its graph: {error}; "
+                "compute them, as in x.flatten(1)"
+            ) from error
         same = agree(answers(graph, call), answers(traced.module, call))
         return traced.module if same else graph
 
