@@ -136,3 +136,11 @@ WRONG = [
 def test_bad_input(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("other", [nn.Linear(4, 9), nn.Linear(6, 5)])
+def test_a_state_of_a_larger_model_is_no_smaller_one(other: nn.Module) -> None:
+    with pytest.raises(
+        ValueError, match=r"'weight' of shape .*no part of the model's \(5, 4\); give a model of the sizes"
+    ):
+        sl.load_compact(nn.Linear(4, 5), other.state_dict())

@@ -71,6 +71,13 @@ def _resize(module: nn.Module, saved: Mapping[str, Tensor | None], path: str) ->
     }
     if not changed:
         return
+    for name, x in changed.items():
+        old = tuple(getattr(module, name).shape)
+        if x.ndim != len(old) or any(new > size for new, size in zip(x.shape, old, strict=True)):
+            raise ValueError(
+                f"state_dict has {f'{path}.{name}' if path else name!r} of shape {tuple(x.shape)}, which is no part of the "
+                f"model's {old}; give a model of the sizes that compact() was given"
+            )
     sizes = _sizes(module, {name: tuple(x.shape) for name, x in changed.items()})
     if sizes is None:
         shapes = {name: tuple(x.shape) for name, x in changed.items()}
