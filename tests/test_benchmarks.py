@@ -61,3 +61,30 @@ def test_page_is_made_from_the_json_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.json")), ids=lambda path: path.name)
 def test_stored_results_are_no_quick_run(path: Path) -> None:
     assert not json.loads(path.read_text())["quick"]
+
+
+def test_the_recipe_has_the_figures_of_the_stored_runs() -> None:
+    lenet, mlp, neurons = (
+        json.loads((BENCHMARKS / f"networks-{name}.json").read_text())["tables"][0]["rows"]
+        for name in ("lenet", "mlp", "neurons")
+    )
+    none, plain, *moved = (row for row in lenet if row["method"] == "none" or row["method"].startswith("ours"))
+    mean = {key: sum(row[key] for row in moved) / 3 for key in ("weights zero %", "neurons zero %", "test error %")}
+    dense, sparse = (
+        next(row for row in mlp if row["penalty"] == name) for name in ("none, as long", "l1, then frozen")
+    )
+    wide, small = neurons[0], next(row for row in neurons if row["lam"] == 3e-5)
+    page = (HERE / "docs" / "recipe.md").read_text()
+    for line in (
+        f"| LeNet-5-Caffe, MNIST, no augmentation, one seed | 431,080 parameters | {none['test error %']} | "
+        f"{100 - plain['weights zero %']:.2f} % of them, {100 - plain['neurons zero %']:.1f} % of 1,370 neurons | "
+        f"{plain['test error %']} |",
+        f"{100 - mean['weights zero %']:.2f} %, {100 - mean['neurons zero %']:.1f} % | {mean['test error %']:.2f} |",
+        f"| {dense['of']:,} parameters | {100 - 100 * dense['accuracy']:.2f} | {sparse['kept %']:.1f} % of them | "
+        f"{100 - 100 * sparse['accuracy']:.2f} |",
+        f"| 545,810 parameters | {wide['test error %']} | {100 - small['parameters removed %']:.1f} % of them | "
+        f"{small['test error %']} |",
+        f"l1 keeps {sparse['kept %']:.1f} % of the weights of 784-32-32-10",
+        f"function needs {100 * sparse['compacted'] / sparse['of']:.1f} %.",
+    ):
+        assert line in page, line
