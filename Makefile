@@ -1,12 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 demo: .venv/ready
 	$(BIN)/python -m sparselayers demo
 
+# All but the tests marked long, which would take it past ten minutes on two cores.
 test: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m "not long"
+
+test-all: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
 check: .venv/ready

@@ -263,7 +263,7 @@ def main() -> None:
         "--out", type=Path, help="folder for attention_swap.json and the pictures; nothing is written without"
     )
     options = parser.parse_args()
-    language_steps, sorting_steps, seeds, lists = (1024, 4000, 2, 500) if options.full else (16, 40, 1, 50)
+    language_steps, sorting_steps, seeds, lists = (1024, 4000, 2, 500) if options.full else (8, 20, 1, 50)
     start = time.perf_counter()
     rows, curves, maps = language(language_steps)
     what = f"Character model, {language_steps} steps of 16 x {CONTEXT} characters, 1 seed"

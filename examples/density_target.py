@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sparselayers as sl
 
-DENSE, WARMUP, HELD, TUNED = 200, 400, 200, 200  # steps: dense, to the target, at it, and fine-tuned on the pattern
+DENSE, WARMUP, HELD, TUNED = 100, 250, 100, 150  # steps: dense, to the target, at it, and fine-tuned on the pattern
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -24,13 +24,13 @@ def run(script: str, *options: str) -> None:
 @pytest.mark.parametrize(
     ("script", "n_tables"),
     [
-        pytest.param("mappings.py", 4, marks=pytest.mark.slow),
-        ("attention.py", 2),
+        pytest.param("mappings.py", 4, marks=pytest.mark.long),
+        pytest.param("attention.py", 2, marks=pytest.mark.long),
         ("prox.py", 3 if importlib.util.find_spec("torchao") else 2),
         ("coding.py", 2),
         ("lasso.py", 1),
-        ("simplex.py", 4),
-        ("lista.py", 1),
+        pytest.param("simplex.py", 4, marks=pytest.mark.long),
+        pytest.param("lista.py", 1, marks=pytest.mark.long),
     ],
 )
 def test_quick_run_writes_the_promised_keys(tmp_path: Path, script: str, n_tables: int) -> None:

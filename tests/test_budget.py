@@ -66,7 +66,7 @@ def test_budget_is_the_argmin(k: float) -> None:
         np.testing.assert_allclose(F.project_budget(torch.from_numpy(row), k).numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 64, 1000, 20000])
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 1000, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_budget_on_hard_rows(n: int, dtype: torch.dtype) -> None:
     """Rows that peel slowly, ties, and staircases on which Newton's method in tau goes round in circles."""

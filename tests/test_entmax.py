@@ -69,7 +69,7 @@ def test_equals_entmax(alpha: float) -> None:
     torch.testing.assert_close(F.entmax(z, alpha), entmax.entmax_bisect(z, alpha, n_iter=90), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 64, 1000, 30000])
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 1000, 5000])
 @pytest.mark.parametrize("eager", [True, False])
 def test_hard_rows(n: int, eager: bool, monkeypatch) -> None:
     """On the path that may stop early and on the one with a fixed number of passes."""

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("kernels", ["0", "1"])
+@pytest.mark.parametrize("kernels", [pytest.param("0", marks=pytest.mark.long), "1"])
 def test_entmax_suite(kernels: str) -> None:
     command = [sys.executable, "-m", "tests.entmax_suite", "--json"]
     environment = os.environ | {"SPARSELAYERS_KERNELS": kernels, "OMP_NUM_THREADS": "1"}

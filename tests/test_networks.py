@@ -147,7 +147,7 @@ def quick(tmp_path: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lenet_runs_is_resumed_and_draws(tmp_path: Path) -> None:
     first = quick(tmp_path, "lenet", "--pictures", str(tmp_path))
     assert quick(tmp_path, "lenet")["tables"][0] == first["tables"][0]
@@ -158,7 +158,7 @@ def test_lenet_runs_is_resumed_and_draws(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"networks-lenet-error.png", "networks-lenet-left.png"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lenet_on_the_schedule_of_the_paper_in_one_program(tmp_path: Path) -> None:
     (table,) = quick(tmp_path, "lenet", "--full")["tables"]
     assert {row["method"] for row in table["rows"]} == set(load("lenet_methods").PENALTIES)
